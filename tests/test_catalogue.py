@@ -1,0 +1,78 @@
+"""The catalogue: facts agree with each other, names are found, and reading it costs no torch."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+
+from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant, WeightsFile, find_variant
+from anysam.errors import UnknownModelError
+
+DOWNLOADABLE = [variant for variant in VARIANTS if variant.file.url]
+
+
+def test_names_and_files_are_unique() -> None:
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
+    assert len({variant.file.name for variant in VARIANTS}) == len(VARIANTS)
+    assert len({(variant.family, variant.size) for variant in VARIANTS}) == len(VARIANTS)
+
+
+def test_the_default_is_in_the_catalogue_and_needs_no_download() -> None:
+    variant = find_variant(DEFAULT_VARIANT)
+    assert variant.name == DEFAULT_VARIANT
+    assert variant.file.url is None
+
+
+@pytest.mark.parametrize("variant", DOWNLOADABLE, ids=lambda variant: variant.name)
+def test_downloads_are_https_and_end_in_the_file_name(variant: Variant) -> None:
+    assert variant.file.url is not None
+    assert variant.file.url.startswith("https://")
+    assert variant.file.url.rsplit("/", 1)[1] == variant.file.name
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v.family == "sam"], ids=lambda variant: variant.name)
+def test_sam_files_hold_their_parameters_as_float32_and_are_named_after_their_hash(variant: Variant) -> None:
+    assert variant.parameters is not None and variant.file.bytes is not None and variant.file.sha256 is not None
+    overhead = variant.file.bytes - 4 * variant.parameters
+    assert 0 < overhead < 300_000  # the zip directory and key names beside four bytes a value
+    # the projects name a file after the first six digits of its hash
+    assert variant.file.name.removesuffix(".pth").rsplit("_", 1)[1] == variant.file.sha256[:6]
+    assert variant.megabytes == pytest.approx(variant.file.bytes / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "nearest"),
+    [("sam_vitb", "sam_vit_b"), ("SAM-ViT-H", "sam_vit_h"), ("anysam-lite", "anysam_lite"), ("sam_vit_b__x", "sam_vit_b")],
+)
+def test_an_unknown_name_is_answered_with_the_nearest(asked: str, nearest: str) -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        find_variant(asked)
+    assert repr(asked) in str(caught.value)
+    assert nearest in str(caught.value).split("did you mean")[1]
+
+
+def test_a_name_near_nothing_is_answered_with_all_names() -> None:
+    with pytest.raises(UnknownModelError) as caught:
+        find_variant("zzz")
+    assert all(variant.name in str(caught.value) for variant in VARIANTS)
+
+
+@pytest.mark.parametrize("name", ["", "../x.pth", "a/b.pth", "a\\b.pth", ".hidden"])
+def test_a_file_name_that_could_leave_its_folder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="without folders"):
+        WeightsFile(name=name)
+
+
+def test_a_malformed_row_is_refused() -> None:
+    with pytest.raises(ValueError, match="64 lower-case hex"):
+        WeightsFile(name="x.pth", sha256="ABC")
+    with pytest.raises(ValueError, match="must be positive"):
+        WeightsFile(name="x.pth", bytes=0)
+    with pytest.raises(ValueError, match="prompts of sam_vit_b"):
+        dataclasses.replace(find_variant("sam_vit_b"), prompts=("point", "smell"))
+
+
+def test_catalogue_and_fetch_import_no_torch() -> None:
+    code = "import sys, anysam.catalogue, anysam.fetch; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
