@@ -3,7 +3,8 @@
 Everything that lists models (the command line, the documentation, the loader, the tests) reads `VARIANTS`. A fact that
 is stated nowhere is None here, never a guess: a row without a sha256 has its hash recorded at the first download.
 
-Sources of the facts: the README of each `source` repository; the hash of a SAM file begins with the suffix in its name.
+The addresses are the ones each project's README links; sizes and hashes are those other projects pin for the same files.
+(The suffix in the name of a SAM file is not the beginning of its sha256.)
 """
 
 import difflib
