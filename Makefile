@@ -1,0 +1,40 @@
+# Everything runs in .venv, which is made on first use and brought up to date when the files it depends on change.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check install --quiet
+
+.PHONY: help demo test check fix bench docs
+
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: .venv/run.done  ## segment a photograph by a point and by a box; writes out/demo
+	$(PY) examples/demo.py --out out/demo
+
+test: .venv/test.done  ## run all tests
+	$(PY) -m pytest
+
+check: .venv/test.done  ## formatting, lint, types, generated docs and all tests: run before every commit
+	$(PY) -m ruff format --check . && $(PY) -m ruff check . && $(PY) -m mypy && $(PY) docs/generate.py --check
+	$(PY) -m pytest
+
+fix: .venv/test.done  ## format, repair what the linter can repair, write the generated docs again
+	$(PY) -m ruff format . && $(PY) -m ruff check --fix . && $(PY) docs/generate.py
+
+bench: .venv/test.done  ## measure speed and memory: the numbers that the documents claim
+	for script in benchmarks/*.py; do $(PY) $$script || exit 1; done
+
+docs: .venv/run.done  ## write the documents that are generated from the code
+	$(PY) docs/generate.py
+
+$(PY):
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+.venv/run.done: requirements/run.txt pyproject.toml | $(PY)
+	@echo "Installing into .venv: about 1 GB, a few minutes the first time"
+	$(PIP) -r requirements/run.txt && $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.venv/test.done: requirements/test.txt .venv/run.done
+	$(PIP) -r requirements/test.txt
+	@touch $@

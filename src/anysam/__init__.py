@@ -1,0 +1,56 @@
+"""Promptable segmentation for the Segment Anything family.
+
+The public names below are loaded on first use, so that `import anysam` costs nothing and the command line can list
+models without importing torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from anysam.catalogue import list_models
+    from anysam.errors import AnySamError
+    from anysam.images import read_image
+    from anysam.predictor import EncodedImage, Model, load
+    from anysam.prompts import Prompt
+    from anysam.results import MaskRecord, Prediction
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnySamError",
+    "EncodedImage",
+    "MaskRecord",
+    "Model",
+    "Prediction",
+    "Prompt",
+    "__version__",
+    "list_models",
+    "load",
+    "read_image",
+]
+
+_HOMES = {
+    "AnySamError": "anysam.errors",
+    "EncodedImage": "anysam.predictor",
+    "MaskRecord": "anysam.results",
+    "Model": "anysam.predictor",
+    "Prediction": "anysam.results",
+    "Prompt": "anysam.prompts",
+    "list_models": "anysam.catalogue",
+    "load": "anysam.predictor",
+    "read_image": "anysam.images",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import the module that holds a public name when the name is first used (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value  # later uses find it without this function
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
