@@ -41,7 +41,12 @@ def test_sam_files_hold_their_parameters_as_float32(variant: Variant) -> None:
 
 @pytest.mark.parametrize(
     ("asked", "nearest"),
-    [("sam_vitb", "sam_vit_b"), ("SAM-ViT-H", "sam_vit_h"), ("anysam-lite", "anysam_lite"), ("sam_vit_b__x", "sam_vit_b")],
+    [
+        ("sam_vitb", "sam_vit_b"),
+        ("SAM-ViT-H", "sam_vit_h"),
+        ("anysam-lite", "anysam_lite"),
+        ("sam_vit_b__x", "sam_vit_b"),
+    ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(asked: str, nearest: str) -> None:
     with pytest.raises(UnknownModelError) as caught:

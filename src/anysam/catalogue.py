@@ -3,7 +3,7 @@
 Everything that lists models (the command line, the documentation, the loader, the tests) reads `VARIANTS`. A fact that
 is stated nowhere is None here, never a guess: a row without a sha256 has its hash recorded at the first download.
 
-The addresses are the ones each project's README links; sizes and hashes are those other projects pin for the same files.
+Addresses come from the projects' own pages, sizes and hashes from there or from other projects that pin the same files.
 (The suffix in the name of a SAM file is not the beginning of its sha256.)
 """
 
@@ -151,7 +151,7 @@ VARIANTS: tuple[Variant, ...] = (
 
 
 def find_variant(name: str) -> Variant:
-    """The row called `name`, exactly. Raises UnknownModelError with the nearest names, or all of them if none is near."""
+    """The row called exactly `name`. Raises UnknownModelError with the nearest names, or with all if none is near."""
     for variant in VARIANTS:
         if variant.name == name:
             return variant

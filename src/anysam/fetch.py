@@ -1,0 +1,410 @@
+"""Where weights are on this machine, and how they get there. Imports no torch.
+
+Order: the package's own file, then the cache (`ANYSAM_HOME`, else the platform's cache folder), then a download.
+A file appears in the cache under its name only when it is complete and its sha256 is right. Until then it is a `.part`
+file, which the next try continues. Environment variables, read at each call:
+
+ANYSAM_HOME     the folder that holds the cache.
+ANYSAM_MIRROR   an http(s) address: files come from there, their name appended, instead of their published address.
+ANYSAM_OFFLINE  set to 1: never connect.
+"""
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import shutil
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from anysam.catalogue import Variant
+from anysam.errors import DownloadError, WeightsError
+
+Progress = Callable[[int, int | None], None]
+
+_CHUNK = 1 << 20
+_RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
+_WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_WEB_PAGE_CAME = (
+    "a web page came instead of the weights; check ANYSAM_MIRROR and whether a login page stands in between"
+)
+
+logger = logging.getLogger(__name__)
+
+
+def home() -> Path:
+    """The folder of what this package keeps: `ANYSAM_HOME`, else the platform's user cache. It may not exist yet."""
+    chosen = os.environ.get("ANYSAM_HOME", "")
+    return Path(os.path.expanduser(chosen)) if chosen else user_cache_path("anysam", appauthor=False)
+
+
+def embedded_path(variant: Variant) -> Path | None:
+    """The weights of `variant` inside the installed package, or None."""
+    path = Path(__file__).parent / "weights" / f"{variant.name}.safetensors"
+    return path if path.is_file() else None
+
+
+def cache_path(variant: Variant) -> Path:
+    """Where the downloaded weights of `variant` are or would be."""
+    return home() / "weights" / variant.file.name
+
+
+def locate(variant: Variant) -> Path | None:
+    """The weights of `variant` on this machine: the package's own file, else the cache, else None. Never connects."""
+    embedded = embedded_path(variant)
+    if embedded is not None:
+        return embedded
+    cached = cache_path(variant)
+    return cached if cached.is_file() else None
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file's bytes, 64 lower-case hex digits. Raises WeightsError if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise WeightsError(f"Cannot read the weights file {path}: {error.strerror or error}.") from error
+    return digest.hexdigest()
+
+
+def verify_weights(variant: Variant, path: Path) -> str:
+    """The sha256 of `path`, which holds `variant`'s weights in the package or the cache.
+
+    Raises WeightsError with both hashes if it is not the published one or, where none is published, the one that was
+    recorded at the download. The file is left as it is.
+    """
+    seen = file_sha256(path)
+    expected = variant.file.sha256 or _recorded_sha256(path)
+    if expected is not None and seen != expected:
+        raise WeightsError(
+            f"{path} is not the published file of {variant.name}: its sha256 is {seen}, expected {expected}; "
+            f"it was left as it is: move it away and run `anysam fetch {variant.name}`, or pass its path to load it."
+        )
+    return seen
+
+
+def fetch_weights(
+    variant: Variant,
+    progress: Progress | None = None,
+    *,
+    timeout: float = 30.0,
+    attempts: int = 4,
+    pause: float = 1.0,
+) -> Path:
+    """The weights of `variant` on this machine, downloaded if they are not here yet.
+
+    progress(bytes so far, bytes in all or None) is called after each piece, starting where an earlier try ended.
+    timeout: seconds without any data before a connection is given up. attempts: connections that may fail in a row
+    without bringing anything new; before each further one is a pause (`pause` seconds, then twice that, ...).
+
+    Two processes or threads at once are safe: the second waits for the first and finds its file.
+    Raises DownloadError if it cannot be fetched; WeightsError if the file in the cache has another hash.
+    """
+    embedded = embedded_path(variant)
+    if embedded is not None:
+        return embedded
+    target = cache_path(variant)
+    if target.is_file():
+        verify_weights(variant, target)
+        return target
+    task = _Download(variant, _address(variant, target), target, progress, timeout)
+    with _locked(target):
+        if not target.is_file():  # else another process finished it while this one waited
+            _download(task, attempts, pause)
+    return target
+
+
+@dataclass(frozen=True)
+class _Download:
+    """What one download needs to know."""
+
+    variant: Variant
+    url: str
+    target: Path
+    progress: Progress | None
+    timeout: float
+
+    @property
+    def part(self) -> Path:
+        """The incomplete file beside the target."""
+        return self.target.with_name(self.target.name + ".part")
+
+    @property
+    def arrived(self) -> int:
+        """Bytes in the part file."""
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    @property
+    def resumable(self) -> bool:
+        """Without a published hash nothing would tell whether an old beginning fits a new rest."""
+        return self.variant.file.sha256 is not None
+
+    @property
+    def what(self) -> str:
+        """The beginning of every message."""
+        return f"The weights of {self.variant.name} could not be fetched from {self.url}"
+
+
+class _Interrupted(Exception):
+    """A connection failed in a way that another try may mend. The text completes a message."""
+
+
+def _address(variant: Variant, target: Path) -> str:
+    """Where to download from. Raises DownloadError if that is nowhere or connecting is forbidden."""
+    if variant.file.url is None:
+        raise DownloadError(
+            f"The weights of {variant.name} ship inside the package and are not downloadable, but this installation "
+            f"lacks weights/{variant.name}.safetensors; install the package again."
+        )
+    if os.environ.get("ANYSAM_OFFLINE", "").lower() not in ("", "0", "false", "no"):
+        raise DownloadError(
+            f"The weights of {variant.name} are not at {target} and ANYSAM_OFFLINE forbids connecting; "
+            f"copy {variant.file.name} there or unset ANYSAM_OFFLINE."
+        )
+    mirror = os.environ.get("ANYSAM_MIRROR", "")
+    if not mirror:
+        return variant.file.url
+    if not _is_plain_address(mirror):
+        shown = mirror.rsplit("@", 1)[-1]  # a password must not end up in a log
+        raise DownloadError(
+            f"ANYSAM_MIRROR must be an http:// or https:// address without user name, query or fragment, got {shown!r}."
+        )
+    return f"{mirror.rstrip('/')}/{urllib.parse.quote(variant.file.name)}"
+
+
+def _is_plain_address(address: str) -> bool:
+    """Whether a file name can be appended to `address` and the result be opened."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        host = (parts.hostname or "").encode("idna")
+        extras = "@" in parts.netloc or parts.query or parts.fragment or parts.port == 0
+    except ValueError:  # a port that is no number, an unclosed bracket, a label that is too long
+        return False
+    return parts.scheme in ("http", "https") and bool(host) and not extras
+
+
+@contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    """Hold the lock of one weights file; the operating system frees it even when this process is killed."""
+    lock = FileLock(target.with_name(target.name + ".lock"))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0.5)
+        except Timeout:
+            logger.warning("Waiting for another process that is downloading %s.", target.name)
+            lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise DownloadError(
+            f"Cannot use the weights folder {target.parent}: {reason}; set ANYSAM_HOME to a writable folder."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _download(task: _Download, attempts: int, pause: float) -> None:
+    """Fill the part file, check it, move it into place."""
+    file = task.variant.file
+    resumed = task.resumable and task.arrived > 0
+    _transfer_with_retries(task, attempts, pause)
+    seen = file_sha256(task.part)
+    if resumed and seen != file.sha256:
+        logger.warning("The continued download of %s has a wrong sha256; starting over.", file.name)
+        task.part.unlink()
+        _transfer_with_retries(task, attempts, pause)
+        seen = file_sha256(task.part)
+    if file.sha256 is not None and seen != file.sha256:
+        task.part.unlink()
+        raise DownloadError(
+            f"{task.what}: the file there has sha256 {seen}, expected {file.sha256}; it was not kept and "
+            f"nothing else was changed; try again, or another ANYSAM_MIRROR."
+        )
+    try:
+        if file.sha256 is None:  # the note has the form that `sha256sum --check` reads
+            _sha256_note(task.target).write_text(f"{seen}  {file.name}\n", encoding="ascii")
+            logger.warning(
+                "No hash is published for %s; its sha256 %s was recorded and is expected from now on.", file.name, seen
+            )
+        with open(task.part, "rb") as part:
+            os.fsync(part.fileno())  # a power cut after the rename must not leave a file of zeros
+        os.replace(task.part, task.target)
+    except OSError as error:
+        raise _unwritable(task, error) from error
+
+
+def _transfer_with_retries(task: _Download, attempts: int, pause: float) -> None:
+    """Connect until the part file is complete. Only failures without any new byte count as failures in a row."""
+    failures, most = 0, task.arrived
+    while True:
+        try:
+            return _transfer(task)
+        except _Interrupted as problem:
+            here = task.arrived
+            failures, most = (1, here) if here > most else (failures + 1, most)
+            if failures >= attempts:
+                kept = (
+                    f"; the next try continues after the {here} bytes that are here" if task.resumable and here else ""
+                )
+                raise DownloadError(f"{task.what}: {problem} ({attempts} tries){kept}.") from problem
+            time.sleep(pause * 2 ** (failures - 1))
+
+
+def _transfer(task: _Download) -> None:
+    """One connection: append to the part file what is missing. Raises _Interrupted where another try may help."""
+    size, offset = task.variant.file.bytes, task.arrived
+    if not task.resumable or (size is not None and offset > size):
+        offset = 0
+    if size is not None and offset == size:
+        return  # complete, but the process ended before it was moved into place
+    with _connect(task, offset) as response:
+        start, total = _placement(task, response, offset)
+        if response.headers.get_content_type() == "text/html":
+            raise DownloadError(f"{task.what}: {_WEB_PAGE_CAME}.")
+        if size is not None and total is not None and total != size:
+            raise DownloadError(f"{task.what}: the file there has {total} bytes, expected {size}; it is another file.")
+        total = total or size
+        _require_space(task, None if total is None else total - start)
+        done = _append(task, response, start, total)
+    if total is not None and done < total:
+        raise _Interrupted(f"the connection ended after {done} of {total} bytes")
+
+
+def _connect(task: _Download, offset: int) -> http.client.HTTPResponse:
+    """The answer to a GET from byte `offset` on. Maps every failure to DownloadError (final) or _Interrupted."""
+    headers = {"User-Agent": "anysam", "Accept-Encoding": "identity"}
+    if offset:
+        headers["Range"] = f"bytes={offset}-"
+    opener = urllib.request.build_opener(_NoDowngrade())
+    try:
+        return opener.open(urllib.request.Request(task.url, headers=headers), timeout=task.timeout)
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == 416:  # what is here cannot be continued on this server
+            task.part.unlink(missing_ok=True)
+            raise _Interrupted("the server refused to continue the download") from error
+        if error.code in _RETRIED_STATUS:
+            raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
+        raise DownloadError(
+            f"{task.what}: the server answered {error.code} {error.reason}; check ANYSAM_MIRROR, "
+            f"or get {task.target.name} elsewhere and copy it to {task.target.parent}."
+        ) from error
+    except urllib.error.URLError as error:
+        if isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise DownloadError(f"{task.what}: the server's certificate is not trusted ({error.reason}).") from error
+        raise _Interrupted(_network_problem(error.reason, task.timeout)) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(_network_problem(error, task.timeout)) from error
+
+
+class _NoDowngrade(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, but never from https to http."""
+
+    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+        """The request for `newurl`; raises HTTPError for a downgrade (the signature is the standard library's)."""
+        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme != "https":
+            raise urllib.error.HTTPError(newurl, code, "redirect from https to an insecure address", headers, fp)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _network_problem(error: object, timeout: float) -> str:
+    """A failure of the connection in words that complete a sentence."""
+    if isinstance(error, TimeoutError):
+        return f"no data came for {timeout:g} seconds"
+    return f"the connection failed ({error or type(error).__name__})"
+
+
+def _placement(task: _Download, response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
+    """The byte at which the answer's body starts, and the size of the whole file if the server says it."""
+    length = response.headers.get("Content-Length", "")
+    if response.status != 206:  # the whole file, also from a server that ignores Range
+        return 0, int(length) if length.isdecimal() else None
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
+    if found is None or int(found[1]) != offset:
+        task.part.unlink(missing_ok=True)
+        raise _Interrupted("the server continued at another byte than asked")
+    return offset, None if found[2] == "*" else int(found[2])
+
+
+def _require_space(task: _Download, needed: int | None) -> None:
+    """Refuse before the disk is full."""
+    free = shutil.disk_usage(task.target.parent).free
+    if needed is not None and needed > free:
+        raise DownloadError(
+            f"{task.what}: {needed / 1e6:.0f} MB are still needed, but only {free / 1e6:.0f} MB are free in "
+            f"{task.target.parent}; free some space or set ANYSAM_HOME to a folder on another disk."
+        )
+
+
+def _append(task: _Download, response: http.client.HTTPResponse, start: int, total: int | None) -> int:
+    """Write the body from byte `start` of the part file on and return the size the file then has."""
+    done = start
+    if task.progress is not None:
+        task.progress(done, total)
+    try:
+        # unbuffered: what has been counted is in the file, whatever happens next
+        file = open(task.part, "ab" if start else "wb", buffering=0)
+    except OSError as error:
+        raise _unwritable(task, error) from error
+    with file:
+        while chunk := _read(task, response):
+            if done == 0 and chunk.lstrip()[:9].lower().startswith(_WEB_PAGE):
+                raise DownloadError(f"{task.what}: {_WEB_PAGE_CAME}.")
+            if total is not None and done + len(chunk) > total:
+                raise DownloadError(f"{task.what}: more than the expected {total} bytes came.")
+            try:
+                written = 0
+                while written < len(chunk):  # an unbuffered write may take less than it is given
+                    written += file.write(chunk[written:])
+            except OSError as error:
+                raise _unwritable(task, error) from error
+            done += len(chunk)
+            if task.progress is not None:
+                task.progress(done, total)
+    return done
+
+
+def _read(task: _Download, response: http.client.HTTPResponse) -> bytes:
+    """The next piece of the body, as soon as there is one; empty at the end."""
+    try:
+        return response.read1(_CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _Interrupted(_network_problem(error, task.timeout)) from error
+
+
+def _unwritable(task: _Download, error: OSError) -> DownloadError:
+    return DownloadError(
+        f"{task.what}: cannot write {task.part}: {error.strerror or error}; "
+        f"free some space or set ANYSAM_HOME to a writable folder."
+    )
+
+
+def _sha256_note(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _recorded_sha256(path: Path) -> str | None:
+    """The hash recorded beside `path` at its download, or None. Raises WeightsError if the note is damaged."""
+    note = _sha256_note(path)
+    if not note.is_file():
+        return None
+    found = re.match(r"[0-9a-f]{64}(?=\s)", note.read_text(encoding="ascii", errors="replace"))
+    if found is None:
+        raise WeightsError(f"{note} does not hold a sha256; delete it to accept {path.name} as it is.")
+    return found[0]
