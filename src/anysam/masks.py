@@ -1,0 +1,215 @@
+"""Binary masks as arrays: run lengths, boxes, areas, overlaps and outlines. Knows no model and writes no file.
+
+A mask is a bool array (H, W). Boxes are x0 y0 x1 y1 in pixels with an exclusive right and bottom edge, so that a mask
+of the one pixel in the corner has the box 0 0 1 1. Outlines run along pixel edges in the same frame.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from anysam.errors import OptionError
+
+_RUN_LENGTH_OFFSET = 48  # COCO writes run lengths as printable characters, starting at "0"
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """One connected part of a mask: its outer ring and the rings of the holes in it.
+
+    Rings are (N, 2) float64, x y, corners of pixels, not closed (the last vertex differs from the first); outer rings
+    run clockwise on the screen, holes counter-clockwise.
+    """
+
+    outer: np.ndarray
+    holes: tuple[np.ndarray, ...] = ()
+
+
+def _check_mask(mask: np.ndarray) -> np.ndarray:
+    if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
+        found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise OptionError(f"A mask must be a bool array (H, W), got {found}; compare with a threshold first.")
+    return mask
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Compress a mask (H, W) bool to COCO's run-length form, ready for JSON.
+
+    Returns {"size": [H, W], "counts": str}, which `pycocotools.mask.decode` reads. Raises OptionError for anything but
+    a bool array (H, W).
+    """
+    rle = coco_mask.encode(np.asfortranarray(_check_mask(mask), dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
+    """Restore the mask (H, W) bool from COCO's run-length form; "counts" is its string, bytes or a list of lengths.
+
+    The lengths are checked here because pycocotools reads past the end of damaged ones. Raises OptionError when the
+    lengths do not add up to H x W.
+    """
+    try:
+        height, width = (int(side) for side in rle["size"])
+        counts = rle["counts"]
+        if isinstance(counts, (str, bytes)):
+            runs = _parse_counts(counts.encode("ascii") if isinstance(counts, str) else counts)
+        else:
+            runs = np.asarray(counts, dtype=np.int64).reshape(-1)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise OptionError(
+            'The mask is not COCO run-length data: {"size": [H, W], "counts": ...} with unbroken counts is accepted.'
+        ) from error
+    area = height * width
+    if min(height, width) < 0 or (runs < 0).any() or (runs > area).any() or int(runs.sum()) != area:
+        raise OptionError(
+            f"The mask's run lengths cover {int(runs.sum())} pixels but its size {width}x{height} has {area}; "
+            "the data is damaged or belongs to another image."
+        )
+    values = np.arange(len(runs)) % 2 == 1  # runs alternate, beginning with background
+    return np.repeat(values, runs).reshape(height, width, order="F")  # (H, W)
+
+
+def _parse_counts(counts: bytes) -> np.ndarray:
+    """Decode COCO's counts string -> run lengths (N,) int64.
+
+    Five bits a character, low bits first; from the fourth run on the difference to the run two before is stored.
+    """
+    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - _RUN_LENGTH_OFFSET
+    if not len(codes):
+        return codes
+    last = (codes & 0x20) == 0  # the character that ends a number
+    if (codes < 0).any() or (codes > 63).any() or not last[-1]:
+        raise ValueError("not a counts string")
+    ends = np.flatnonzero(last)
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > 12:
+        raise ValueError("a run length has more than 60 bits")
+    place = np.arange(len(codes)) - np.repeat(starts, lengths)
+    numbers = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
+    negative = (codes[ends] & 0x10) != 0
+    numbers[negative] -= np.int64(1) << (5 * lengths[negative])
+    numbers[1::2] = np.cumsum(numbers[1::2])
+    numbers[2::2] = np.cumsum(numbers[2::2])
+    return numbers
+
+
+def mask_area(mask: np.ndarray) -> int:
+    """Number of pixels set in a mask (H, W) bool."""
+    return int(np.count_nonzero(_check_mask(mask)))
+
+
+def mask_to_box(mask: np.ndarray) -> np.ndarray | None:
+    """Tight box of a mask (H, W) bool: (4,) float64, x0 y0 x1 y1 with exclusive right and bottom; None when empty."""
+    rows = np.flatnonzero(_check_mask(mask).any(axis=1))
+    if not len(rows):
+        return None
+    columns = np.flatnonzero(mask.any(axis=0))
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], dtype=np.float64)
+
+
+def mask_iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of two masks (H, W) bool of one size, 0 to 1; 1.0 when both are empty."""
+    if _check_mask(a).shape != _check_mask(b).shape:
+        raise OptionError(f"Masks of different sizes cannot be compared, got {a.shape} and {b.shape} (H, W).")
+    union = np.count_nonzero(a | b)
+    return float(np.count_nonzero(a & b) / union) if union else 1.0
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of every box in `a` (N, 4) with every box in `b` (M, 4), xyxy -> (N, M) float64, 0 to 1.
+
+    Boxes without area overlap nothing. Raises OptionError for other shapes.
+    """
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != 4 or b.shape[1] != 4:
+        raise OptionError(f"Boxes must be (N, 4) and (M, 4), x0 y0 x1 y1, got {a.shape} and {b.shape}.")
+    top_left = np.maximum(a[:, None, :2], b[None, :, :2])  # (N, M, 2)
+    bottom_right = np.minimum(a[:, None, 2:], b[None, :, 2:])  # (N, M, 2)
+    intersection = np.clip(bottom_right - top_left, 0, None).prod(axis=-1)  # (N, M)
+    area_a = np.clip(a[:, 2:] - a[:, :2], 0, None).prod(axis=-1)  # (N,)
+    area_b = np.clip(b[:, 2:] - b[:, :2], 0, None).prod(axis=-1)  # (M,)
+    union = area_a[:, None] + area_b[None, :] - intersection
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def polygon_to_mask(polygon: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Fill a polygon (N, 2) float64, x y in pixels, into a mask (H, W) bool of `size` (H, W).
+
+    A pixel is set when its centre is inside by the even-odd rule, so pixel-edge outlines come back exactly;
+    vertices may lie outside the image.
+    """
+    height, width = size
+    toggles = np.zeros((height, width + 1), dtype=np.int32)
+    polygon = np.asarray(polygon, dtype=np.float64)
+    for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
+        if y0 == y1:
+            continue
+        if y0 > y1:
+            x0, y0, x1, y1 = x1, y1, x0, y0
+        first, stop = (int(np.clip(np.ceil(y - 0.5), 0, height)) for y in (y0, y1))  # rows whose centre is in [y0, y1)
+        rows = np.arange(first, stop)
+        crossings = x0 + (rows + 0.5 - y0) * ((x1 - x0) / (y1 - y0))
+        toggles[rows, np.clip(np.ceil(crossings - 0.5), 0, width).astype(np.int64)] += 1
+    return np.cumsum(toggles, axis=1)[:, :width] % 2 == 1  # (H, W)
+
+
+def mask_to_polygons(mask: np.ndarray) -> list[Outline]:
+    """Trace a mask (H, W) bool along its pixel edges: one Outline for each 4-connected part, [] when empty.
+
+    Exact: the rings enclose the mask's area, and filling them (`polygon_to_mask`, holes taken out) gives it back.
+    """
+    _, parts = cv2.connectedComponents(_check_mask(mask).astype(np.uint8), connectivity=4)
+    outers: dict[int, np.ndarray] = {}
+    holes: dict[int, list[np.ndarray]] = {}
+    for ring in _trace_rings(mask):
+        # The object is on the right of every edge, so the first, horizontal one is above its pixel if it runs right.
+        (x0, y), (x1, _) = ring[0], ring[1]
+        part = int(parts[y, x0] if x1 > x0 else parts[y - 1, x1])
+        next_ring = np.roll(ring, -1, axis=0)
+        area = np.sum(ring[:, 0] * next_ring[:, 1] - next_ring[:, 0] * ring[:, 1])  # twice the area; > 0 is clockwise
+        if area > 0:
+            outers[part] = ring.astype(np.float64)
+        else:
+            holes.setdefault(part, []).append(ring.astype(np.float64))
+    return [Outline(outers[part], tuple(holes.get(part, ()))) for part in sorted(outers)]
+
+
+def _trace_rings(mask: np.ndarray) -> list[np.ndarray]:
+    """Closed rings (N, 2) int64, x y, along the pixel edges of a mask, the object always on the right-hand side."""
+    padded = np.pad(mask.astype(np.int8), 1)
+    edges: dict[tuple[int, int, int, int], tuple[int, int]] = {}  # corner x y and heading dx dy -> the next corner
+    for y, x, x_end, sign in _runs(np.diff(padded, axis=0)[:, 1:-1]):  # object below: run right
+        edges[x, y, sign, 0] = (x_end, y)
+    for x, y, y_end, sign in _runs(-np.diff(padded, axis=1)[1:-1].T):  # object on the left: run down
+        edges[x, y, 0, sign] = (x, y_end)
+    rings = []
+    visited: set[tuple[int, int, int, int]] = set()
+    for start in edges:  # horizontal edges come first, so every ring starts with one
+        ring = []
+        edge = start
+        while edge not in visited:
+            visited.add(edge)
+            ring.append(edge[:2])
+            (x, y), dx, dy = edges[edge], edge[2], edge[3]
+            # Where two parts touch by a corner both turns exist; the right turn keeps the parts separate.
+            edge = (x, y, -dy, dx) if (x, y, -dy, dx) in edges else (x, y, dy, -dx)
+        if ring:
+            rings.append(np.array(ring, dtype=np.int64))  # (N, 2)
+    return rings
+
+
+def _runs(changes: np.ndarray) -> list[tuple[int, int, int, int]]:
+    """Runs of +1 or -1 in the rows of an array as (row, from, to, sign), -1 runs from the right end to the left."""
+    padded = np.pad(changes, ((0, 0), (1, 1)))
+    row, column = np.nonzero(np.diff(padded, axis=1))  # where the value changes; a run goes from one to the next
+    sign = padded[row, column + 1].astype(np.int64)
+    inside = np.flatnonzero(sign)
+    first, last = column[inside], column[inside + 1]
+    forward = sign[inside] > 0
+    runs = np.stack([row[inside], np.where(forward, first, last), np.where(forward, last, first), sign[inside]], axis=1)
+    return [tuple(run) for run in runs.tolist()]  # (N, 4)
