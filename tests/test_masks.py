@@ -16,6 +16,9 @@ from anysam.masks import (
     polygon_to_mask,
 )
 
+# pycocotools itself is not yet silent under NumPy 2
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
 
 def random_masks() -> list[np.ndarray]:
     generator = np.random.default_rng(0)

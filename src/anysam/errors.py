@@ -1,8 +1,8 @@
 """Every error this package raises on purpose.
 
 A message is one complete sentence on one line that says what was wrong, the value received, what is accepted and,
-where there is one, the next step. Catch `AnySamError` to catch them all; the
-command line prints the message and exits with 2.
+where there is one, the next step. Catch `AnySamError` to catch them all; the command line
+prints the message and exits with 2.
 """
 
 

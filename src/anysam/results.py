@@ -1,0 +1,121 @@
+"""What comes out: the masks of one prompt, and the record of one mask that is kept. Writes no files."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from anysam.errors import OptionError
+from anysam.masks import decode_rle, encode_rle, mask_area, mask_to_box
+from anysam.prompts import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The C masks a model proposes for one prompt on one image.
+
+    masks: (C, H, W) bool, original-image size. iou_predictions: (C,) float32, the model's own estimate of each mask's
+    IoU with the object, about 0 to 1. low_res_logits: (C, h, w) float32, in the model's frame, where > 0 is the mask;
+    one row of it is a `Prompt.low_res_logits`. Raises OptionError when the three do not belong together.
+    """
+
+    masks: np.ndarray
+    iou_predictions: np.ndarray
+    low_res_logits: np.ndarray
+
+    def __post_init__(self) -> None:
+        shapes = self.masks.shape, self.iou_predictions.shape, self.low_res_logits.shape
+        if [len(shape) for shape in shapes] != [3, 1, 3] or not shapes[0][0] == shapes[1][0] == shapes[2][0] > 0:
+            raise OptionError(f"A prediction must be (C, H, W), (C,) and (C, h, w) with C at least 1, got {shapes}.")
+        if self.masks.dtype != np.bool_:
+            raise OptionError(f"A prediction's masks must be bool, got {self.masks.dtype}.")
+
+    @property
+    def best(self) -> int:
+        """Index of the mask with the highest predicted IoU."""
+        return int(np.argmax(self.iou_predictions))
+
+
+@dataclass(frozen=True)
+class MaskRecord:
+    """One mask on its own, small enough to keep thousands, with a JSON form.
+
+    segmentation: COCO RLE of the mask at original-image size. area: pixels. box: x0 y0 x1 y1 in pixels, right and
+    bottom exclusive; all 0 when the mask is empty. predicted_iou: the model's estimate, about 0 to 1. prompt: the
+    `Prompt.to_dict` it answers, or None. label: a name for the object, or None. Raises OptionError when predicted_iou
+    is not finite, which JSON cannot hold.
+    """
+
+    segmentation: dict[str, Any]
+    area: int
+    box: tuple[float, float, float, float]
+    predicted_iou: float
+    prompt: dict[str, Any] | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.predicted_iou):
+            raise OptionError(
+                f"The predicted IoU of a mask is {self.predicted_iou}, not a number; the weights are damaged or "
+                "the number format is too narrow for this model: use float32."
+            )
+
+    @classmethod
+    def from_mask(
+        cls, mask: np.ndarray, predicted_iou: float, prompt: Prompt | None = None, label: str | None = None
+    ) -> "MaskRecord":
+        """Record a mask (H, W) bool. Raises OptionError for anything but a bool array."""
+        box = mask_to_box(mask)
+        x0, y0, x1, y1 = (0.0, 0.0, 0.0, 0.0) if box is None else box.tolist()
+        return cls(
+            segmentation=encode_rle(mask),
+            area=mask_area(mask),
+            box=(x0, y0, x1, y1),
+            predicted_iou=float(predicted_iou),
+            prompt=None if prompt is None else prompt.to_dict(),
+            label=label,
+        )
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the image the mask belongs to."""
+        height, width = self.segmentation["size"]
+        return int(height), int(width)
+
+    def to_mask(self) -> np.ndarray:
+        """The mask (H, W) bool. Raises OptionError when the segmentation is damaged."""
+        return decode_rle(self.segmentation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, keys as the fields; `box` is x0 y0 x1 y1 (COCO's own x y w h is written by `outputs`)."""
+        return {
+            "segmentation": dict(self.segmentation),
+            "area": self.area,
+            "box": list(self.box),
+            "predicted_iou": self.predicted_iou,
+            "prompt": self.prompt,
+            "label": self.label,
+        }
+
+    @classmethod
+    def from_dict(cls, form: Mapping[str, Any]) -> "MaskRecord":
+        """Restore `to_dict`. Raises OptionError for a missing key, a malformed value or damaged run lengths."""
+        try:
+            x0, y0, x1, y1 = (float(side) for side in form["box"])
+            record = cls(
+                segmentation=dict(form["segmentation"]),
+                area=int(form["area"]),
+                box=(x0, y0, x1, y1),
+                predicted_iou=float(form["predicted_iou"]),
+                prompt=form.get("prompt"),
+                label=form.get("label"),
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise OptionError(
+                "A mask record must have segmentation (COCO RLE), area, box (x0 y0 x1 y1) and predicted_iou, "
+                f"but this one is malformed at {error}."
+            ) from error
+        record.to_mask()
+        return record
