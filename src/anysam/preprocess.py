@@ -10,7 +10,7 @@ Source of the rules: facebookresearch/segment-anything@dca509f, segment_anything
 Low-resolution logits cover the padded input, one value per `low_res_stride` x `low_res_stride` pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -32,21 +32,21 @@ PADDING_LABEL, TOP_LEFT_LABEL, BOTTOM_RIGHT_LABEL = -1, 2, 3
 class Preprocess:
     """How a network wants its image.
 
-    name: a short name, kept in saved encoded images to tell frames apart.
     long_side: the longest side of the input frame, in pixels.
     pad_to: the side of the square padded input, or None for a padded input that follows the image's shape.
     pad_multiple: used when pad_to is None: height and width are padded to the next multiple of it.
     mean, std: per channel (R, G, B), on the 0..255 scale.
     low_res_stride: pixels of the padded input per low-resolution logit.
+    name: a short name for people.
     """
 
-    name: str
     long_side: int
     pad_to: int | None
     pad_multiple: int = 1
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
     low_res_stride: int = 4
+    name: str = field(kw_only=True)
 
     def __post_init__(self) -> None:
         if self.long_side < 1 or self.pad_multiple < 1 or self.low_res_stride < 1:

@@ -1,0 +1,323 @@
+"""From an image to its encoding, and from an encoding and prompts to masks. Holds no state and writes no image files.
+
+    model = anysam.load()
+    encoded = model.encode("photo.jpg")
+    prediction = model.predict(encoded, Prompt(points=[[320, 240]]))
+
+Encoding is the expensive half. An `EncodedImage` is a plain value: it can be kept, saved, and used by several threads.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from anysam.catalogue import DEFAULT_VARIANT, find_variant
+from anysam.checkpoints import load_model, write_tensors
+from anysam.errors import ImageError, OptionError, PromptError
+from anysam.images import read_image
+from anysam.models import PromptableModel
+from anysam.preprocess import mask_to_logits, prepare_image, prompt_tokens, upscale_logits
+from anysam.prompts import Prompt, ResolvedPrompt, resolve_prompt
+from anysam.results import Prediction
+
+_FORMAT = "anysam-encoded-image-1"
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+# Prompts decoded at once. On a CPU small batches stay in the caches and are as fast as large ones, with less memory.
+_PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 8, 64
+
+# Full-size logits held at once while masks are made: 32 M float32 are 128 MB (one mask's, if a single one is larger).
+_LOGITS_AT_ONCE = 32 * 1024 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedImage:
+    """What a model keeps of an image: everything `Model.predict` needs beside the prompts.
+
+    features: the network's tensors, leading dimension 1; "image_embeddings" (1, D, h, w) is always there.
+    original_size, input_size: (H, W) of the image and of the resized, unpadded input.
+    variant, preprocess, weights_sha256: the model that made it; only the same one can use it.
+    """
+
+    features: dict[str, Tensor]
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    variant: str
+    preprocess: str
+    weights_sha256: str
+
+    def save(self, path: str | Path) -> None:
+        """Write a safetensors file, complete or not at all; every value is kept bit for bit. Raises OutputError."""
+        facts = {
+            "format": _FORMAT,
+            "original_size": json.dumps(self.original_size),
+            "input_size": json.dumps(self.input_size),
+            "variant": self.variant,
+            "preprocess": self.preprocess,
+            "weights_sha256": self.weights_sha256,
+        }
+        write_tensors(path, self.features, facts)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> "EncodedImage":
+        """Read a file written by `save`. Raises ImageError if it is missing, damaged or anything else."""
+        try:
+            with safe_open(path, framework="pt", device=device) as file:
+                facts = file.metadata() or {}
+                features = {name: file.get_tensor(name) for name in file.keys()}
+        except FileNotFoundError as error:
+            raise ImageError(f"There is no encoded image {str(path)!r}.") from error
+        except (OSError, SafetensorError) as error:
+            raise ImageError(
+                f"{str(path)!r} is not a readable encoded image ({error}); encode the image again."
+            ) from error
+        if facts.get("format") != _FORMAT:
+            raise ImageError(
+                f"{str(path)!r} is not an encoded image of this version: its format is {facts.get('format')!r}, "
+                f"expected {_FORMAT!r}; encode the image again."
+            )
+        try:
+            encoded = cls(
+                features=features,
+                original_size=_size(facts["original_size"]),
+                input_size=_size(facts["input_size"]),
+                variant=facts["variant"],
+                preprocess=facts["preprocess"],
+                weights_sha256=facts["weights_sha256"],
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ImageError(
+                f"{str(path)!r} is a damaged encoded image ({error!r}); encode the image again."
+            ) from error
+        if "image_embeddings" not in features or any(len(tensor) != 1 for tensor in features.values()):
+            raise ImageError(f"{str(path)!r} does not hold the features of one image; encode the image again.")
+        return encoded
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded model. Holds nothing of any image, so threads can share it.
+
+    variant: its name in the catalogue. network: in eval mode, on `device`, with parameters of `dtype`.
+    weights_sha256: of the file the weights came from.
+    """
+
+    variant: str
+    network: PromptableModel
+    device: torch.device
+    dtype: torch.dtype
+    weights_sha256: str
+
+    @torch.inference_mode()
+    def encode(self, image: str | Path | bytes | Image.Image | np.ndarray) -> EncodedImage:
+        """Encode a path, the bytes of an image file, a PIL image or an RGB array, uint8 (H, W, 3).
+
+        Raises ImageError for whatever `anysam.read_image` refuses.
+        """
+        array = read_image(image)
+        pixels, input_size = prepare_image(array, self.network.preprocess, self.device, self.dtype)
+        return EncodedImage(
+            features=self.network.encode_image(pixels),
+            original_size=(array.shape[0], array.shape[1]),
+            input_size=input_size,
+            variant=self.variant,
+            preprocess=repr(self.network.preprocess),
+            weights_sha256=self.weights_sha256,
+        )
+
+    @overload
+    def predict(self, encoded: EncodedImage, prompt: Prompt, multimask: bool | None = None) -> Prediction: ...
+
+    @overload
+    def predict(
+        self, encoded: EncodedImage, prompt: Sequence[Prompt], multimask: bool | None = None
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self, encoded: EncodedImage, prompt: Prompt | Sequence[Prompt], multimask: bool | None = None
+    ) -> Prediction | list[Prediction]:
+        """Masks for one prompt (a Prediction) or for several, of any kinds (a list, in the same order).
+
+        multimask: True for three masks per prompt, False for one. None decides for each prompt: three for a single
+        point with nothing else, which is ambiguous, else one. The results do not depend on the other prompts.
+
+        Raises PromptError for prompts outside the image or of a kind the model does not take, OptionError for an
+        encoding that another model or other weights made.
+        """
+        if isinstance(prompt, Prompt):
+            return self._predict(encoded, [prompt], multimask)[0]
+        return self._predict(encoded, list(prompt), multimask)
+
+    @torch.inference_mode()
+    def _predict(self, encoded: EncodedImage, prompts: list[Prompt], multimask: bool | None) -> list[Prediction]:
+        self._check_encoded(encoded)
+        features = {name: tensor.to(self.device) for name, tensor in encoded.features.items()}
+        queries = []
+        for i, prompt in enumerate(prompts):
+            try:
+                queries.append(self._query(prompt, encoded, multimask))
+            except PromptError as error:
+                raise (
+                    error if len(prompts) == 1 else PromptError(f"Prompt {i + 1} of {len(prompts)}: {error}")
+                ) from error
+        predictions: dict[int, Prediction] = {}
+        for batch in _batches(queries, _PROMPTS_AT_ONCE_CPU if self.device.type == "cpu" else _PROMPTS_AT_ONCE_GPU):
+            members = [queries[i] for i in batch]
+            for i, prediction in zip(batch, self._decode(features, encoded, members), strict=True):
+                predictions[i] = prediction
+        return [predictions[i] for i in range(len(prompts))]
+
+    def _check_encoded(self, encoded: EncodedImage) -> None:
+        if encoded.variant != self.variant:
+            raise OptionError(
+                f"This image was encoded by {encoded.variant}, but the model is {self.variant}; encode it again."
+            )
+        if encoded.weights_sha256 != self.weights_sha256:
+            raise OptionError(
+                f"This image was encoded by {encoded.variant} with other weights ({encoded.weights_sha256[:12]}... "
+                f"instead of {self.weights_sha256[:12]}...); encode it again."
+            )
+        if encoded.preprocess != repr(self.network.preprocess):
+            raise OptionError("This image was encoded with another preprocessing than the model's; encode it again.")
+
+    def _query(self, prompt: Prompt, encoded: EncodedImage, multimask: bool | None) -> "_Query":
+        """A prompt as the decoder's input. Raises PromptError."""
+        if not isinstance(prompt, Prompt):
+            raise PromptError(f"A prompt must be an anysam.Prompt, got {type(prompt).__name__}.")
+        resolved = resolve_prompt(prompt, encoded.original_size)
+        self._check_kinds(resolved)
+        points, labels = prompt_tokens(resolved, encoded.original_size, encoded.input_size)
+        low_res_size = self.network.preprocess.low_res_size(encoded.input_size)
+        mask = None
+        if resolved.mask is not None:
+            mask = mask_to_logits(resolved.mask, self.network.preprocess, encoded.input_size, low_res_size)
+        elif resolved.low_res_logits is not None:
+            if resolved.low_res_logits.shape != low_res_size:
+                raise PromptError(
+                    f"low_res_logits must be {low_res_size} for this image and {self.variant}, "
+                    f"got {resolved.low_res_logits.shape}; pass a row of an earlier prediction on the same image."
+                )
+            mask = torch.tensor(resolved.low_res_logits, dtype=torch.float32)
+        if multimask is None:
+            multimask = len(resolved.points) == 1 and resolved.box is None and mask is None
+        return _Query(points, labels, mask, multimask)
+
+    def _check_kinds(self, resolved: ResolvedPrompt) -> None:
+        given = {
+            "point": len(resolved.points) > 0,
+            "box": resolved.box is not None,
+            "mask": resolved.mask is not None or resolved.low_res_logits is not None,
+        }
+        accepted = find_variant(self.variant).prompts
+        for kind in given:
+            if given[kind] and kind not in accepted:
+                raise PromptError(f"{self.variant} takes no {kind} prompt; it takes {', '.join(accepted)}.")
+
+    def _decode(self, features: dict[str, Tensor], encoded: EncodedImage, queries: list["_Query"]) -> list[Prediction]:
+        """Predictions for queries that all have the same number of tokens, a mask or none, and the same multimask."""
+        points = torch.stack([query.points for query in queries]).to(self.device)  # (P, N, 2)
+        labels = torch.stack([query.labels for query in queries]).to(self.device)  # (P, N)
+        masks = [query.mask for query in queries if query.mask is not None]
+        mask_logits = torch.stack(masks)[:, None].to(self.device, self.dtype) if masks else None  # (P, 1, h, w)
+        logits, ious = self.network.decode(features, points, labels, mask_logits, queries[0].multimask)
+        scores = ious.float().cpu().numpy()  # (P, C)
+        low_res = logits.float().cpu().numpy()  # (P, C, h, w)
+        # Copies, so that keeping one prediction does not keep the whole batch.
+        return [
+            Prediction(self._full_masks(logits[i], encoded), scores[i].copy(), low_res[i].copy())
+            for i in range(len(queries))
+        ]
+
+    def _full_masks(self, logits: Tensor, encoded: EncodedImage) -> np.ndarray:
+        """One prompt's logits (C, h, w) -> masks (C, H, W) bool, holding few full-size logits at once."""
+        height, width = encoded.original_size
+        padded_height, padded_width = self.network.preprocess.padded_size(encoded.input_size)
+        step = max(1, _LOGITS_AT_ONCE // max(height * width, padded_height * padded_width))
+        masks = np.empty((len(logits), height, width), dtype=np.bool_)  # (C, H, W)
+        for start in range(0, len(masks), step):
+            part = logits[None, start : start + step]  # (1, step, h, w)
+            full = upscale_logits(part, self.network.preprocess, encoded.input_size, encoded.original_size)
+            masks[start : start + step] = (full[0] > 0).cpu().numpy()
+        return masks
+
+
+@dataclass(frozen=True, eq=False)
+class _Query:
+    """A prompt as the decoder takes it: points (N, 2), labels (N,), mask logits (h, w) or None."""
+
+    points: Tensor
+    labels: Tensor
+    mask: Tensor | None
+    multimask: bool
+
+
+def load(
+    name_or_path: str | Path | None = None,
+    *,
+    variant: str | None = None,
+    device: str | None = None,
+    dtype: torch.dtype | str = "float32",
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Model:
+    """Load a model, ready to use; the built-in one if nothing is named.
+
+    name_or_path: a name of the catalogue, or a weights file. variant: the catalogue name of a weights file that does
+    not tell by itself. device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one. dtype: "float32",
+    "float16" or "bfloat16". progress: called with bytes done and bytes in all (or None) during a download.
+
+    Raises UnknownModelError, WeightsError, DownloadError, or OptionError for a device or dtype that is not there.
+    """
+    chosen_dtype = _find_dtype(dtype)
+    chosen_device = _find_device(device)
+    name = DEFAULT_VARIANT if name_or_path is None else name_or_path
+    network, row, weights_sha256 = load_model(name, variant, progress)
+    network = network.to(chosen_device, chosen_dtype).eval().requires_grad_(False)
+    return Model(row.name, cast(PromptableModel, network), chosen_device, chosen_dtype, weights_sha256)
+
+
+def _find_dtype(dtype: torch.dtype | str) -> torch.dtype:
+    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise OptionError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    return found
+
+
+def _find_device(device: str | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        # PyTorch's own sentences here run over many lines; the first says what matters.
+        reason = str(error).splitlines()[0]
+        raise OptionError(
+            f"The device {device!r} cannot be used ({reason}); accepted are cpu, cuda, cuda:0, ..."
+        ) from error
+    return found
+
+
+def _batches(queries: list[_Query], at_once: int) -> Iterator[list[int]]:
+    """Indices of queries that can be decoded together: no padding is added, so each gives what it gives alone."""
+    groups: dict[tuple[int, bool, bool], list[int]] = {}
+    for i, query in enumerate(queries):
+        groups.setdefault((len(query.points), query.mask is not None, query.multimask), []).append(i)
+    for group in groups.values():
+        for start in range(0, len(group), at_once):
+            yield group[start : start + at_once]
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, width = json.loads(text)
+    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+        raise ValueError(f"size {text}")
+    return height, width
