@@ -1,0 +1,62 @@
+"""Readers of images with object masks: COCO-style folders. No augmentation, no torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+
+@dataclass(frozen=True)
+class ImageEntry:
+    """One image and its masks as compressed COCO RLE at the image's size (H, W)."""
+
+    path: Path
+    dataset: str
+    size: tuple[int, int]
+    masks: tuple[bytes, ...]
+    areas: tuple[int, ...]
+
+    def decode(self, index: int) -> np.ndarray:
+        """Mask `index` as (H, W) uint8, 0 or 1."""
+        return coco_mask.decode({"size": list(self.size), "counts": self.masks[index]})
+
+
+def read_coco_folder(folder: Path, split: str) -> list[ImageEntry]:
+    """Images of one split ("train" or "val") of a folder with images/ and a COCO-style annotations.json.
+
+    Crowd annotations are left out; images without masks too. Masks must be compressed RLE.
+    """
+    document = json.loads((folder / "annotations.json").read_text())
+    masks: dict[int, list[tuple[bytes, int]]] = {}
+    for annotation in document["annotations"]:
+        if not annotation.get("iscrowd"):
+            counts = annotation["segmentation"]["counts"].encode("ascii")
+            masks.setdefault(annotation["image_id"], []).append((counts, int(annotation["area"])))
+    entries = []
+    for image in document["images"]:
+        own = masks.get(image["id"], [])
+        if image["split"] == split and own:
+            entries.append(
+                ImageEntry(
+                    path=folder / "images" / image["file_name"],
+                    dataset=folder.name,
+                    size=(image["height"], image["width"]),
+                    masks=tuple(counts for counts, _ in own),
+                    areas=tuple(area for _, area in own),
+                )
+            )
+    return entries
+
+
+def read_collection(root: Path, split: str, names: Sequence[str] = ()) -> dict[str, list[ImageEntry]]:
+    """Every COCO-style folder below root (or only `names`) -> its entries of one split, by folder name.
+
+    Raises FileNotFoundError when root holds no such folder.
+    """
+    folders = [root / name for name in names] or sorted(p.parent for p in root.glob("*/annotations.json"))
+    if not folders:
+        raise FileNotFoundError(f"{root} holds no folder with an annotations.json")
+    return {folder.name: read_coco_folder(folder, split) for folder in folders}

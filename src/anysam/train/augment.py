@@ -1,0 +1,155 @@
+"""An image and some of its masks -> a random crop for training, or the whole image for validation."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from anysam.datasets import ImageEntry
+
+# A mask must keep this many input pixels and this share of its area after the crop.
+_MIN_PIXELS = 24
+_MIN_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """image (H, W, 3) uint8 RGB; masks (P, H/4, W/4) float32 coverage in [0, 1]; boxes (P, 4) xyxy and clicks (P, 2) in pixels."""
+
+    image: np.ndarray
+    masks: np.ndarray
+    boxes: np.ndarray
+    clicks: np.ndarray
+    dataset: str
+
+
+def training_sample(
+    entry: ImageEntry, shape: tuple[int, int], long_side: int, max_masks: int, rng: np.random.Generator
+) -> Sample | None:
+    """A random crop of `shape` (H, W) at a random scale (0.5 to 2 times long_side), flipped and recoloured; None if no mask is left."""
+    image = read_rgb(entry)
+    height, width = entry.size
+    weights = np.sqrt(np.sqrt(np.asarray(entry.areas, dtype=np.float64) + 1))
+    order = rng.choice(len(entry.masks), min(len(entry.masks), 2 * max_masks), replace=False, p=weights / weights.sum())
+    scale = long_side / max(height, width) * float(np.exp(rng.uniform(np.log(0.55), np.log(1.9))))
+    anchor = _centre(entry.decode(int(order[0])))
+    matrix = _crop_matrix(anchor, (height, width), scale, shape, bool(rng.random() < 0.5), bool(rng.random() < 0.2), rng)
+    image = _warp_image(image, matrix, scale, shape)
+    kept = []
+    for index in order:
+        mask = cv2.warpAffine(entry.decode(int(index)), matrix, shape[::-1], flags=cv2.INTER_NEAREST)
+        area = int(np.count_nonzero(mask))
+        if area >= _MIN_PIXELS and area >= _MIN_SHARE * entry.areas[index] * scale**2:
+            kept.append(mask)
+        if len(kept) == max_masks:
+            break
+    return _sample(recolour(image, rng), kept, entry.dataset, rng) if kept else None
+
+
+def whole_sample(entry: ImageEntry, long_side: int, multiple: int, max_masks: int, rng: np.random.Generator) -> Sample:
+    """The whole image with its long side at long_side, zero-padded right and bottom; clicks are the centre-most points."""
+    height, width = entry.size
+    scale = long_side / max(height, width)
+    size = (round(height * scale), round(width * scale))
+    padded = tuple(-(-n // multiple) * multiple for n in size)
+    image = np.zeros((*padded, 3), np.uint8)
+    image[: size[0], : size[1]] = cv2.resize(read_rgb(entry), size[::-1], interpolation=cv2.INTER_AREA)
+    kept = []
+    for index in rng.permutation(len(entry.masks))[:max_masks]:
+        mask = np.zeros(padded, np.uint8)
+        mask[: size[0], : size[1]] = cv2.resize(entry.decode(int(index)), size[::-1], interpolation=cv2.INTER_NEAREST)
+        if mask.any():
+            kept.append(mask)
+    return _sample(image, kept, entry.dataset, None)
+
+
+def read_rgb(entry: ImageEntry) -> np.ndarray:
+    """The image as (H, W, 3) uint8 RGB. Raises OSError when it cannot be decoded."""
+    image = cv2.imread(str(entry.path), cv2.IMREAD_COLOR)
+    if image is None:
+        raise OSError(f"{entry.path} cannot be read as an image")
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness, contrast, saturation; sometimes grey, inverted or with channels exchanged."""
+    out = image.astype(np.float32)
+    out = (out - 128) * rng.uniform(0.7, 1.3) + 128 + rng.uniform(-25, 25)
+    grey = out.mean(axis=2, keepdims=True)
+    out = grey + (out - grey) * (0.0 if rng.random() < 0.08 else rng.uniform(0.6, 1.4))
+    if rng.random() < 0.05:
+        out = 255 - out
+    if rng.random() < 0.1:
+        out = out[..., rng.permutation(3)]
+    return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def centre_most(mask: np.ndarray) -> tuple[float, float]:
+    """The pixel (x, y) of a binary mask that is farthest from its border (the image's edge counts as border)."""
+    distance = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
+    return float(x), float(y)
+
+
+def _crop_matrix(
+    anchor: tuple[float, float],
+    size: tuple[int, int],
+    scale: float,
+    shape: tuple[int, int],
+    mirror: bool,
+    upside_down: bool,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Affine (2, 3) map from image to crop pixels that keeps the anchor within the crop and little empty space."""
+    matrix = np.zeros((2, 3), np.float64)
+    for axis, (point, flip) in enumerate(zip(anchor, (mirror, upside_down), strict=True)):
+        extent, target = size[1 - axis] * scale, shape[1 - axis]
+        if extent <= target:
+            offset = 0.0
+        else:
+            offset = -min(max(point * scale - rng.uniform(0.15, 0.85) * target, 0.0), extent - target)
+        matrix[axis, axis], matrix[axis, 2] = scale, offset
+        if flip:
+            visible = min(extent, target)
+            matrix[axis] = -matrix[axis]
+            matrix[axis, 2] += visible - 1
+    return matrix
+
+
+def _warp_image(image: np.ndarray, matrix: np.ndarray, scale: float, shape: tuple[int, int]) -> np.ndarray:
+    """The crop of the image; shrinking averages areas first, since warpAffine alone would alias."""
+    if scale < 1:
+        height, width = image.shape[:2]
+        size = (max(1, round(height * scale)), max(1, round(width * scale)))
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        matrix = matrix @ np.diag([width / size[1], height / size[0], 1.0])
+    return cv2.warpAffine(image, matrix, shape[::-1], flags=cv2.INTER_LINEAR)
+
+
+def _centre(mask: np.ndarray) -> tuple[float, float]:
+    ys, xs = np.nonzero(mask)
+    return (float(xs.mean()), float(ys.mean())) if len(xs) else (0.0, 0.0)
+
+
+def _sample(image: np.ndarray, masks: list[np.ndarray], dataset: str, rng: np.random.Generator | None) -> Sample:
+    """rng None: the centre-most click of every mask; otherwise half uniform in the mask, half weighted by depth."""
+    height, width = image.shape[:2]
+    boxes, clicks, small = [], [], []
+    for mask in masks:
+        x, y, w, h = cv2.boundingRect(mask)
+        boxes.append((x, y, x + w, y + h))
+        if rng is None:
+            clicks.append(centre_most(mask))
+        else:
+            distance = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1].ravel()
+            weight = (distance > 0).astype(np.float64) if rng.random() < 0.4 else distance.astype(np.float64) ** 2
+            index = int(np.searchsorted(np.cumsum(weight), rng.random() * weight.sum()))
+            clicks.append((float(index % width), float(index // width)))
+        small.append(cv2.resize(mask.astype(np.float32), (width // 4, height // 4), interpolation=cv2.INTER_AREA))
+    return Sample(
+        image=image,
+        masks=np.stack(small) if small else np.zeros((0, height // 4, width // 4), np.float32),
+        boxes=np.asarray(boxes, np.float32).reshape(-1, 4),
+        clicks=np.asarray(clicks, np.float32).reshape(-1, 2),
+        dataset=dataset,
+    )
