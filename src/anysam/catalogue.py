@@ -50,7 +50,7 @@ class Variant:
     name: the unique public name, for example "sam_vit_b".
     family, size: what `anysam.models.build(family, size)` takes.
     prompts: the prompt kinds the model understands, each one of PROMPT_KINDS.
-    parameters: the number of values in the official state_dict, or None when it is not known here.
+    parameters: how many values are learned (buffers not counted), or None when it is not known here.
     file: the published or shipped weights.
     code_licence, weights_licence: SPDX identifiers where there is one, else words.
     source: the repository the architecture is described in.
@@ -87,7 +87,7 @@ VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="anysam_lite",
         family="anysam_lite",
-        size="lite0",
+        size="lite",
         prompts=_SAM_PROMPTS,
         parameters=None,
         file=WeightsFile(name="anysam_lite.safetensors"),
