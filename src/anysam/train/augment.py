@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from anysam.datasets import ImageEntry
+from anysam.metrics import centre_most_point
 
 # A mask must keep this many input pixels and this share of its area after the crop.
 _MIN_PIXELS = 24
@@ -84,13 +85,6 @@ def recolour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(out, 0, 255).astype(np.uint8)
 
 
-def centre_most(mask: np.ndarray) -> tuple[float, float]:
-    """The pixel (x, y) of a binary mask that is farthest from its border (the image's edge counts as border)."""
-    distance = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    y, x = np.unravel_index(int(distance.argmax()), distance.shape)
-    return float(x), float(y)
-
-
 def _crop_matrix(
     anchor: tuple[float, float],
     size: tuple[int, int],
@@ -139,7 +133,7 @@ def _sample(image: np.ndarray, masks: list[np.ndarray], dataset: str, rng: np.ra
         x, y, w, h = cv2.boundingRect(mask)
         boxes.append((x, y, x + w, y + h))
         if rng is None:
-            clicks.append(centre_most(mask))
+            clicks.append(centre_most_point(mask))
         else:
             distance = cv2.distanceTransform(np.pad(mask, 1), cv2.DIST_L2, 3)[1:-1, 1:-1].ravel()
             weight = (distance > 0).astype(np.float64) if rng.random() < 0.4 else distance.astype(np.float64) ** 2

@@ -1,0 +1,107 @@
+"""Losses, prompt sampling, augmentation and the backbone's conversion, each against a second computation."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from anysam.datasets import ImageEntry
+from anysam.models.sam_decoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT, FOREGROUND, PADDING
+from anysam.train import augment
+from anysam.train.losses import mask_iou, mask_loss
+from anysam.train.prompt_sampling import add_corrections, first_prompts
+
+
+def test_mask_loss_is_20_focal_plus_dice_as_written_in_numpy():
+    rng = np.random.default_rng(0)
+    logits, target = rng.normal(size=(2, 3, 5, 7)), rng.random((2, 5, 7)) > 0.6
+    p = 1 / (1 + np.exp(-logits))
+    t = np.broadcast_to(target[:, None], p.shape).astype(float)
+    right = np.where(t == 1, p, 1 - p)
+    focal = (-((1 - right) ** 2) * np.log(right)).mean(axis=(2, 3))
+    dice = 1 - (2 * (p * t).sum((2, 3)) + 1) / (p.sum((2, 3)) + t.sum((2, 3)) + 1)
+    ours = mask_loss(torch.from_numpy(logits), torch.from_numpy(target.astype(float)))
+    np.testing.assert_allclose(ours.numpy(), 20 * focal + dice, rtol=1e-6)
+
+
+def test_mask_iou_by_hand():
+    logits = torch.tensor([[[[1.0, 1.0, -1.0, -1.0]], [[-1.0, -1.0, -1.0, -1.0]]]])  # (1, 2, 1, 4)
+    target = torch.tensor([[[1.0, 0.0, 1.0, 0.0]]])
+    assert mask_iou(logits, target).tolist() == [[pytest.approx(1 / 3), 0.0]]
+
+
+def test_first_prompts_are_a_click_with_padding_or_the_two_corners():
+    clicks, boxes = torch.tensor([[5.0, 6.0], [7.0, 8.0]]), torch.tensor([[0.0, 1.0, 20.0, 30.0], [2.0, 3.0, 40.0, 50.0]])
+    points, labels = first_prompts(clicks, boxes, torch.tensor([False, True]), jitter=0.0)
+    assert labels.tolist() == [[FOREGROUND, PADDING], [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]]
+    assert points[0, 0].tolist() == [5.0, 6.0]
+    assert points[1].tolist() == [[2.0, 3.0], [40.0, 50.0]]
+
+
+def test_jittered_boxes_keep_their_order_and_stay_within_20_pixels():
+    torch.manual_seed(0)
+    boxes = torch.tensor([[50.0, 60.0, 450.0, 66.0]]).repeat(200, 1)
+    points, _ = first_prompts(torch.zeros(200, 2), boxes, torch.ones(200, dtype=torch.bool), jitter=0.5)
+    assert (points[:, 1] > points[:, 0]).all()
+    assert (points.flatten(1)[:, [0, 2]] - boxes[:, [0, 2]]).abs().max() <= 20
+    assert points.flatten(1).std(dim=0)[0] > 5
+
+
+def test_corrections_hit_the_error_and_carry_its_sign():
+    target = torch.zeros(2, 8, 8)
+    target[:, 2:6, 2:6] = 1
+    logits = torch.where(target > 0, 1.0, -1.0)
+    logits[0, 4:6, 2:6] = -1  # a part is missing
+    logits[1, 0, 0] = 1  # one cell is too much
+    for _ in range(20):
+        points, labels = add_corrections(torch.zeros(2, 1, 2), torch.ones(2, 1, dtype=torch.long), logits, target)
+        assert labels[:, 1].tolist() == [FOREGROUND, BACKGROUND]
+        x, y = ((points[:, 1] + 0.5) / 4).floor().long().T  # the cell each click fell into
+        assert 4 <= y[0] < 6 and 2 <= x[0] < 6
+        assert (int(x[1]), int(y[1])) == (0, 0)
+
+
+@pytest.fixture
+def square_entry(tmp_path):
+    """A red rectangle on grey, whose mask is the rectangle."""
+    mask = np.zeros((120, 160), np.uint8)
+    mask[30:90, 50:120] = 1
+    image = np.where(mask[..., None] == 1, (255, 0, 0), (128, 128, 128)).astype(np.uint8)
+    path = tmp_path / "square.png"
+    Image.fromarray(image).save(path)
+    counts = coco_mask.encode(np.asfortranarray(mask))["counts"]
+    return ImageEntry(path, "set", (120, 160), (counts,), (int(mask.sum()),))
+
+
+def test_crops_keep_image_and_masks_aligned(square_entry, monkeypatch):
+    monkeypatch.setattr(augment, "recolour", lambda image, rng: image)
+    rng = np.random.default_rng(1)
+    seen = 0
+    for _ in range(30):
+        sample = augment.training_sample(square_entry, (96, 128), 160, 4, rng)
+        if sample is None:
+            continue
+        seen += 1
+        red = (sample.image[..., 0].astype(int) - sample.image[..., 1]) > 128
+        coverage = red.reshape(24, 4, 32, 4).mean(axis=(1, 3))  # (h, w)
+        # a shift by a whole cell would give about 0.05, by half a pixel 0.006
+        assert np.abs(coverage - sample.masks[0]).mean() < 0.015
+        x, y = sample.clicks[0].astype(int)
+        assert red[max(0, y - 1) : y + 2, max(0, x - 1) : x + 2].any()
+        ys, xs = np.nonzero(red)
+        np.testing.assert_allclose(sample.boxes[0], [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1], atol=2)
+    assert seen >= 20
+
+
+def test_whole_images_are_resized_to_the_long_side_and_padded(square_entry):
+    sample = augment.whole_sample(square_entry, 320, 64, 4, np.random.default_rng(0))
+    assert sample.image.shape == (256, 320, 3) and not sample.image[240:].any()
+    assert sample.masks.shape == (1, 64, 80)
+    np.testing.assert_allclose(sample.boxes[0], [100, 60, 240, 180], atol=1)
+
+
+def test_an_unreadable_image_is_an_os_error(tmp_path):
+    entry = ImageEntry(tmp_path / "none.png", "set", (4, 4), (), ())
+    with pytest.raises(OSError, match=r"none\.png"):
+        augment.read_rgb(entry)
