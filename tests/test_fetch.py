@@ -147,7 +147,7 @@ def test_home_is_the_variable_or_the_platform_cache(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_package_file_comes_before_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    variant = variant_of()
+    variant = variant_of(sha256=None)
     assert locate(variant) is None
     cache_path(variant).parent.mkdir(parents=True)
     cache_path(variant).write_bytes(BODY)

@@ -62,11 +62,8 @@ def cache_path(variant: Variant) -> Path:
 
 def locate(variant: Variant) -> Path | None:
     """The weights of `variant` on this machine: the package's own file, else the cache, else None. Never connects."""
-    embedded = embedded_path(variant)
-    if embedded is not None:
-        return embedded
     cached = cache_path(variant)
-    return cached if cached.is_file() else None
+    return embedded_path(variant) or (cached if cached.is_file() else None)
 
 
 def file_sha256(path: Path) -> str:
@@ -112,15 +109,13 @@ def fetch_weights(
     without bringing anything new; before each further one is a pause (`pause` seconds, then twice that, ...).
 
     Two processes or threads at once are safe: the second waits for the first and finds its file.
-    Raises DownloadError if it cannot be fetched; WeightsError if the file in the cache has another hash.
+    Raises DownloadError if it cannot be fetched; WeightsError if the file that is here has another hash.
     """
-    embedded = embedded_path(variant)
-    if embedded is not None:
-        return embedded
+    here = locate(variant)
+    if here is not None:
+        verify_weights(variant, here)
+        return here
     target = cache_path(variant)
-    if target.is_file():
-        verify_weights(variant, target)
-        return target
     task = _Download(variant, _address(variant, target), target, progress, timeout)
     with _locked(target):
         if not target.is_file():  # else another process finished it while this one waited
@@ -279,8 +274,12 @@ def _transfer(task: _Download) -> None:
             raise DownloadError(f"{task.what}: {_WEB_PAGE_CAME}.")
         if size is not None and total is not None and total != size:
             raise DownloadError(f"{task.what}: the file there has {total} bytes, expected {size}; it is another file.")
-        total = total or size
-        _require_space(task, None if total is None else total - start)
+        total, free = total or size, shutil.disk_usage(task.target.parent).free
+        if total is not None and total - start > free:
+            raise DownloadError(
+                f"{task.what}: {(total - start) / 1e6:.0f} MB are still needed, but only {free / 1e6:.0f} MB are free "
+                f"in {task.target.parent}; free some space or set ANYSAM_HOME to a folder on another disk."
+            )
         done = _append(task, response, start, total)
     if total is not None and done < total:
         raise _Interrupted(f"the connection ended after {done} of {total} bytes")
@@ -308,9 +307,9 @@ def _connect(task: _Download, offset: int) -> http.client.HTTPResponse:
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
             raise DownloadError(f"{task.what}: the server's certificate is not trusted ({error.reason}).") from error
-        raise _Interrupted(_network_problem(error.reason, task.timeout)) from error
+        raise _network_problem(task, error.reason) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_network_problem(error, task.timeout)) from error
+        raise _network_problem(task, error) from error
 
 
 class _NoDowngrade(urllib.request.HTTPRedirectHandler):
@@ -323,11 +322,10 @@ class _NoDowngrade(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _network_problem(error: object, timeout: float) -> str:
-    """A failure of the connection in words that complete a sentence."""
+def _network_problem(task: _Download, error: object) -> _Interrupted:
     if isinstance(error, TimeoutError):
-        return f"no data came for {timeout:g} seconds"
-    return f"the connection failed ({error or type(error).__name__})"
+        return _Interrupted(f"no data came for {task.timeout:g} seconds")
+    return _Interrupted(f"the connection failed ({error or type(error).__name__})")
 
 
 def _placement(task: _Download, response: http.client.HTTPResponse, offset: int) -> tuple[int, int | None]:
@@ -340,16 +338,6 @@ def _placement(task: _Download, response: http.client.HTTPResponse, offset: int)
         task.part.unlink(missing_ok=True)
         raise _Interrupted("the server continued at another byte than asked")
     return offset, None if found[2] == "*" else int(found[2])
-
-
-def _require_space(task: _Download, needed: int | None) -> None:
-    """Refuse before the disk is full."""
-    free = shutil.disk_usage(task.target.parent).free
-    if needed is not None and needed > free:
-        raise DownloadError(
-            f"{task.what}: {needed / 1e6:.0f} MB are still needed, but only {free / 1e6:.0f} MB are free in "
-            f"{task.target.parent}; free some space or set ANYSAM_HOME to a folder on another disk."
-        )
 
 
 def _append(task: _Download, response: http.client.HTTPResponse, start: int, total: int | None) -> int:
@@ -385,7 +373,7 @@ def _read(task: _Download, response: http.client.HTTPResponse) -> bytes:
     try:
         return response.read1(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(_network_problem(error, task.timeout)) from error
+        raise _network_problem(task, error) from error
 
 
 def _unwritable(task: _Download, error: OSError) -> DownloadError:
