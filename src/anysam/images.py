@@ -90,11 +90,7 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            inside = sorted(
-                file
-                for file in path.iterdir()
-                if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".") and file.is_file()
-            )
+            inside = _images_in(path)
             if not inside:
                 raise ImageError(
                     f"The folder {path} has no image in it; files ending in .jpg, .png and such are taken."
@@ -107,6 +103,15 @@ def find_images(paths: Iterable[str | Path]) -> list[Path]:
             inside = [path]
         found.update(dict.fromkeys(inside))
     return list(found)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise ImageError(f"The folder {folder} cannot be listed: {error.strerror}.") from error
+    visible = [file for file in files if not file.name.startswith(".")]
+    return [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()]
 
 
 def _open(file: BinaryIO, name: str, size: int, max_pixels: int) -> np.ndarray:
