@@ -317,7 +317,7 @@ def _write_png(path: str | Path, image: Image.Image) -> None:
 
 
 def _write_json(path: str | Path, document: dict[str, Any]) -> None:
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
     # A file name that is not UTF-8 reaches us as lone surrogates; escaped with a backslash they are valid JSON.
     data = text.encode("utf-8", "backslashreplace")
 
