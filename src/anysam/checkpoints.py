@@ -104,10 +104,10 @@ def _file_kind(path: Path) -> str:
         raise WeightsError(f"{path} is a web page, not weights; download the file itself, not the page that shows it.")
     if text.startswith(b"version https://git-lfs"):
         raise WeightsError(f"{path} is a Git LFS pointer, not weights; run `git lfs pull` where it came from.")
-    if head.startswith(b"PK\x03\x04"):
-        return "zip"
-    if head.startswith(b"\x80"):
-        return "pickle"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        if path.suffix == ".safetensors":  # torch.load goes by the name and would fail obscurely
+            raise WeightsError(f"{path} is a pickled PyTorch file, not safetensors; rename it to .pth.")
+        return "zip" if head.startswith(b"PK") else "pickle"
     if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
         return "safetensors"
     raise WeightsError(f"{path} is not a weights file; accepted are .safetensors and PyTorch's .pth and .pt.")
@@ -326,7 +326,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         storages.add(storage.data_ptr())
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
+        draft.touch(exist_ok=False)
+        mode = draft.stat().st_mode  # of a new file here; save_file makes one that only its owner may read
         save_file(owned, draft, dict(metadata))
+        draft.chmod(mode)
         with open(draft, "rb") as file:
             os.fsync(file.fileno())
         os.replace(draft, path)
