@@ -53,7 +53,9 @@ def test_masks_and_areas_equal_pycocotools(tmp_path, blobs):
 
 
 def test_crowds_other_splits_and_images_without_masks_are_left_out(tmp_path, blobs):
-    write_folder(tmp_path / "set", {"a.png": [(blobs[0], 0), (blobs[1], 1)], "crowd.png": [(blobs[2], 1)], "none.png": []})
+    write_folder(
+        tmp_path / "set", {"a.png": [(blobs[0], 0), (blobs[1], 1)], "crowd.png": [(blobs[2], 1)], "none.png": []}
+    )
     entries = read_coco_folder(tmp_path / "set", "train")
     assert [(e.path.name, len(e.masks)) for e in entries] == [("a.png", 1)]
     assert read_coco_folder(tmp_path / "set", "val") == []

@@ -32,7 +32,10 @@ def test_mask_iou_by_hand():
 
 
 def test_first_prompts_are_a_click_with_padding_or_the_two_corners():
-    clicks, boxes = torch.tensor([[5.0, 6.0], [7.0, 8.0]]), torch.tensor([[0.0, 1.0, 20.0, 30.0], [2.0, 3.0, 40.0, 50.0]])
+    clicks, boxes = (
+        torch.tensor([[5.0, 6.0], [7.0, 8.0]]),
+        torch.tensor([[0.0, 1.0, 20.0, 30.0], [2.0, 3.0, 40.0, 50.0]]),
+    )
     points, labels = first_prompts(clicks, boxes, torch.tensor([False, True]), jitter=0.0)
     assert labels.tolist() == [[FOREGROUND, PADDING], [BOX_TOP_LEFT, BOX_BOTTOM_RIGHT]]
     assert points[0, 0].tolist() == [5.0, 6.0]

@@ -19,9 +19,9 @@ def centre_most_point(mask: np.ndarray) -> tuple[int, int]:
 def correcting_point(predicted: np.ndarray, target: np.ndarray) -> tuple[tuple[int, int], int] | None:
     """The next click of a careful user: ((x, y), label) at the centre-most pixel of the largest error region.
 
-    predicted and target are bool (H, W). Missing parts and surplus parts are compared by the radius of the largest disc in
-    them; label 1 asks for more, 0 for less. None when nothing is wrong. (The usual protocol of interactive segmentation,
-    e.g. Sofiiuk et al. 2021, "Reviving iterative training with mask guidance".)
+    predicted and target are bool (H, W). Missing and surplus parts are compared by the radius of the largest disc in
+    them; label 1 asks for more, 0 for less. None when nothing is wrong. (The usual protocol of interactive
+    segmentation, e.g. Sofiiuk et al. 2021, "Reviving iterative training with mask guidance".)
     """
     best: tuple[float, tuple[int, int], int] | None = None
     for error, label in ((target & ~predicted, 1), (predicted & ~target, 0)):
@@ -47,7 +47,8 @@ def grabcut_mask(image: np.ndarray, box: np.ndarray, iterations: int = 5) -> np.
     state[y0:y1, x0:x1] = cv2.GC_PR_FGD
     if not (state == cv2.GC_BGD).any():
         return state == cv2.GC_PR_FGD
-    models = np.zeros((1, 65), np.float64), np.zeros((1, 65), np.float64)
+    background, foreground = np.zeros((1, 65), np.float64), np.zeros((1, 65), np.float64)
     cv2.setRNGSeed(0)
-    cv2.grabCut(image, state, None, *models, iterations, cv2.GC_INIT_WITH_MASK)
+    # the rectangle is not used when the mask says where the box is
+    cv2.grabCut(image, state, (0, 0, 1, 1), background, foreground, iterations, cv2.GC_INIT_WITH_MASK)
     return (state == cv2.GC_FGD) | (state == cv2.GC_PR_FGD)

@@ -1,1 +1,1 @@
-"""Evaluation: scores of promptable models on images with masks. Nothing outside this folder imports it but the command line."""
+"""Evaluation: scores of promptable models on images with masks. Only the command line imports it."""

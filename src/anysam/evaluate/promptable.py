@@ -3,7 +3,7 @@
 python -m anysam.evaluate.promptable --data DIR [--split val] [--model NAME] [--masks 4] [--json FILE]
 
 Protocol. Of every image up to `masks` annotations of at least 16 pixels are drawn with a fixed seed. For each:
-- 1-click: the centre-most point; of the three masks, the one with the highest predicted IoU (oracle-of-3: the best one);
+- 1-click: the centre-most point; of three masks the one with the highest predicted IoU (oracle-of-3: the best one);
 - 3-click: the same first click, then twice the centre-most point of the largest error, with all clicks so far and the
   previous logits as prompt, one mask;
 - box: the tight box, one mask;
@@ -41,13 +41,21 @@ def chosen_masks(entry: ImageEntry, count: int) -> list[np.ndarray]:
     return [entry.decode(large[i]).astype(bool) for i in picked]
 
 
+def tight_box(target: np.ndarray) -> np.ndarray:
+    """The box (4,) xyxy of a non-empty mask."""
+    box = mask_to_box(target)
+    if box is None:
+        raise ValueError("an empty mask has no box; chosen_masks gives none")
+    return box
+
+
 def score_image(model: Model, image: np.ndarray, targets: list[np.ndarray]) -> dict[str, list[float]]:
     """IoU of every target by every way of prompting (the names of SCORES but the baselines)."""
     encoded = model.encode(image)
-    boxes = [mask_to_box(target) for target in targets]
-    clicks = [centre_most_point(target) for target in targets]
+    boxes = [tight_box(target) for target in targets]
+    clicks = [np.array([centre_most_point(target)]) for target in targets]  # (1, 2) each
     by_box = model.predict(encoded, [Prompt(box=box) for box in boxes], multimask=False)
-    by_click = model.predict(encoded, [Prompt(points=[click]) for click in clicks], multimask=True)
+    by_click = model.predict(encoded, [Prompt(points=click) for click in clicks], multimask=True)
     scores: dict[str, list[float]] = {name: [] for name in SCORES[:4]}
     for target, click, boxed, clicked in zip(targets, clicks, by_box, by_click, strict=True):
         ious = [mask_iou(mask, target) for mask in clicked.masks]
@@ -60,17 +68,22 @@ def score_image(model: Model, image: np.ndarray, targets: list[np.ndarray]) -> d
 
 
 def three_clicks(
-    model: Model, encoded: EncodedImage, target: np.ndarray, click: tuple[int, int], mask: np.ndarray, logits: np.ndarray
+    model: Model,
+    encoded: EncodedImage,
+    target: np.ndarray,
+    click: np.ndarray,
+    mask: np.ndarray,
+    logits: np.ndarray,
 ) -> float:
-    """IoU after two correcting clicks on the first click's mask (H, W) and low_res_logits (h, w)."""
-    points, labels = [click], [1]
+    """IoU after two more clicks on the first click's mask (H, W) and low_res_logits (h, w). click: (1, 2), x y."""
+    points, labels = click, np.array([1])
     for _ in range(2):
         correction = correcting_point(mask, target)
         if correction is None:
             break
-        points.append(correction[0])
-        labels.append(correction[1])
-        prediction = model.predict(encoded, Prompt(points=points, labels=labels, low_res_logits=logits), multimask=False)
+        points, labels = np.vstack([points, correction[0]]), np.append(labels, correction[1])
+        prompt = Prompt(points=points, labels=labels, low_res_logits=logits)
+        prediction = model.predict(encoded, prompt, multimask=False)
         mask, logits = prediction.masks[0], prediction.low_res_logits[0]
     return mask_iou(mask, target)
 
@@ -79,7 +92,7 @@ def score_baselines(image: np.ndarray, targets: list[np.ndarray]) -> dict[str, l
     """IoU of the box itself and of GrabCut."""
     scores: dict[str, list[float]] = {"box_as_mask": [], "grabcut": []}
     for target in targets:
-        box = mask_to_box(target)
+        box = tight_box(target)
         filled = np.zeros_like(target)
         x0, y0, x1, y1 = (int(v) for v in box)
         filled[y0:y1, x0:x1] = True
@@ -144,7 +157,12 @@ def main() -> None:
     seconds = time.perf_counter() - start
     print(f"\n{model.variant}, weights {model.weights_sha256[:12]}, {seconds:.0f} s", file=sys.stderr)
     if arguments.json:
-        document = {"variant": model.variant, "weights_sha256": model.weights_sha256, "split": arguments.split, "scores": table}
+        document = {
+            "variant": model.variant,
+            "weights_sha256": model.weights_sha256,
+            "split": arguments.split,
+            "scores": table,
+        }
         temporary = arguments.json.with_suffix(".tmp")
         temporary.write_text(json.dumps(document, indent=1) + "\n")
         os.replace(temporary, arguments.json)

@@ -2,14 +2,14 @@
 
 Our own design, no paper. Encoder: EfficientNet-Lite0 (Liu et al. 2020, the "lite" variant of Tan & Le 2019; batch norms
 folded into the convolutions) at strides 4 to 32, and a small feature pyramid. Decoder: SAM's prompt tokens, two-way
-transformer and 3+1 mask tokens (see sam_decoder.py), at half of SAM's width, with three additions that let it learn from
-little data:
+transformer and 3+1 mask tokens (see sam_decoder.py) at half of SAM's width, with three additions that let it learn
+from little data:
 - a token of a click also carries the image embedding under the click;
-- prompts are drawn as maps (clicks as Gaussians, the box as inside/relative coordinates, the previous mask) beside the tokens,
-  together with the similarity of every place to the clicked places;
-- features of stride 8 and 4 enter the upscaler, so that borders are crisp.
+- prompts are drawn as maps (clicks as Gaussians, the box as inside/relative coordinates, the previous mask) beside the
+  tokens, together with the similarity of every place to the clicked places;
+- features of strides 8 and 4 enter the upscaler, so that borders are crisp.
 
-The input is not square: long side 512, padded to a multiple of 32, so a 640x480 photo costs a quarter less than a square.
+The input is not square: long side 512, padded to multiples of 32. A 640x480 photo costs 3/4 of a square.
 """
 
 from dataclasses import dataclass
@@ -30,6 +30,7 @@ from anysam.models.sam_decoder import (
     encode_tokens,
     output_tokens,
 )
+from anysam.preprocess import Preprocess
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class InvertedResidual(nn.Module):
 
 
 class EfficientNetLite0(nn.Module):
-    """The backbone: (B, 3, H, W) normalised pixels -> features at strides 4, 8, 16, 32 with 24, 40, 112, 320 channels."""
+    """The backbone: (B, 3, H, W) normalised pixels -> features at strides 4, 8, 16, 32."""
 
     channels = (24, 40, 112, 320)
 
@@ -201,7 +202,9 @@ class LiteDecoder(nn.Module):
         """
         embeddings = features["image_embeddings"]
         h, w = embeddings.shape[-2:]
-        drawn = functional.relu(self.maps8(draw_prompts(features["skip8"], points, labels, mask_logits)))  # (P, 32, 2h, 2w)
+        drawn = functional.relu(
+            self.maps8(draw_prompts(features["skip8"], points, labels, mask_logits))
+        )  # (P, 32, 2h, 2w)
         sparse = encode_tokens(
             self.pe_layer, self.point_embeddings, self.not_a_point_embed, points, labels, (self.frame, self.frame)
         )
@@ -234,7 +237,7 @@ def draw_prompts(skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Ten
     """Prompts as maps at stride 8: (P, 12, 2h, 2w).
 
     0-3 clicks (foreground near and wide, background near and wide), 4-5 similarity to the clicked places,
-    6-9 box (is there one, inside, position relative to it in x and y), 10-11 the previous mask (is there one, its value).
+    6-9 box (is there one, inside, position relative to it in x and y), 10-11 previous mask (is there one, its value).
     """
     h, w = skip8.shape[-2:]
     xs = (torch.arange(w, device=points.device) + 0.5) * 8 - 0.5
@@ -280,6 +283,8 @@ def draw_box(xs: Tensor, ys: Tensor, points: Tensor, labels: Tensor) -> list[Ten
 class AnySamLite(nn.Module):
     """Backbone, neck and decoder; see the module's docstring."""
 
+    preprocess = Preprocess(long_side=512, pad_to=None, pad_multiple=32, name="anysam_lite")
+
     def __init__(self, config: LiteConfig) -> None:
         super().__init__()
         self.backbone = EfficientNetLite0()
@@ -288,6 +293,8 @@ class AnySamLite(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (B, 3, H, W) normalised, H and W multiples of 32 -> features at strides 16, 8 and 4."""
+        # channels last: measured 1.3 times as fast on a CPU, and what the decoder's views expect
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
         embeddings, skip8, skip4 = self.neck(self.backbone(pixels))
         return {"image_embeddings": embeddings, "skip8": skip8, "skip4": skip4}
 

@@ -1,1 +1,1 @@
-"""Training: recipes, losses, prompt sampling. Nothing outside this folder imports it but the command line."""
+"""Training: recipes, losses, prompt sampling. Only the command line imports it."""

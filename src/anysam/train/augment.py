@@ -15,7 +15,10 @@ _MIN_SHARE = 0.3
 
 @dataclass(frozen=True)
 class Sample:
-    """image (H, W, 3) uint8 RGB; masks (P, H/4, W/4) float32 coverage in [0, 1]; boxes (P, 4) xyxy and clicks (P, 2) in pixels."""
+    """image: (H, W, 3) uint8 RGB; masks: (P, H/4, W/4) float32, coverage of each cell in [0, 1].
+
+    boxes: (P, 4) float32 xyxy and clicks: (P, 2) float32 x y, in pixels of the image.
+    """
 
     image: np.ndarray
     masks: np.ndarray
@@ -27,14 +30,18 @@ class Sample:
 def training_sample(
     entry: ImageEntry, shape: tuple[int, int], long_side: int, max_masks: int, rng: np.random.Generator
 ) -> Sample | None:
-    """A random crop of `shape` (H, W) at a random scale (0.5 to 2 times long_side), flipped and recoloured; None if no mask is left."""
+    """A random crop of `shape` (H, W), rescaled, flipped and recoloured; None if no mask is left in it.
+
+    The image is scaled as if its long side were 0.55 to 1.9 times `long_side`.
+    """
     image = read_rgb(entry)
     height, width = entry.size
     weights = np.sqrt(np.sqrt(np.asarray(entry.areas, dtype=np.float64) + 1))
     order = rng.choice(len(entry.masks), min(len(entry.masks), 2 * max_masks), replace=False, p=weights / weights.sum())
     scale = long_side / max(height, width) * float(np.exp(rng.uniform(np.log(0.55), np.log(1.9))))
     anchor = _centre(entry.decode(int(order[0])))
-    matrix = _crop_matrix(anchor, (height, width), scale, shape, bool(rng.random() < 0.5), bool(rng.random() < 0.2), rng)
+    flips = bool(rng.random() < 0.5), bool(rng.random() < 0.2)
+    matrix = _crop_matrix(anchor, (height, width), scale, shape, flips, rng)
     image = _warp_image(image, matrix, scale, shape)
     kept = []
     for index in order:
@@ -48,7 +55,7 @@ def training_sample(
 
 
 def whole_sample(entry: ImageEntry, long_side: int, multiple: int, max_masks: int, rng: np.random.Generator) -> Sample:
-    """The whole image with its long side at long_side, zero-padded right and bottom; clicks are the centre-most points."""
+    """The whole image with its long side at long_side, zero-padded right and bottom, clicked in the centres."""
     height, width = entry.size
     scale = long_side / max(height, width)
     size = (round(height * scale), round(width * scale))
@@ -90,13 +97,12 @@ def _crop_matrix(
     size: tuple[int, int],
     scale: float,
     shape: tuple[int, int],
-    mirror: bool,
-    upside_down: bool,
+    flips: tuple[bool, bool],
     rng: np.random.Generator,
 ) -> np.ndarray:
     """Affine (2, 3) map from image to crop pixels that keeps the anchor within the crop and little empty space."""
     matrix = np.zeros((2, 3), np.float64)
-    for axis, (point, flip) in enumerate(zip(anchor, (mirror, upside_down), strict=True)):
+    for axis, (point, flip) in enumerate(zip(anchor, flips, strict=True)):
         extent, target = size[1 - axis] * scale, shape[1 - axis]
         if extent <= target:
             offset = 0.0
@@ -128,7 +134,8 @@ def _centre(mask: np.ndarray) -> tuple[float, float]:
 def _sample(image: np.ndarray, masks: list[np.ndarray], dataset: str, rng: np.random.Generator | None) -> Sample:
     """rng None: the centre-most click of every mask; otherwise half uniform in the mask, half weighted by depth."""
     height, width = image.shape[:2]
-    boxes, clicks, small = [], [], []
+    boxes, small = [], []
+    clicks: list[tuple[float, float]] = []
     for mask in masks:
         x, y, w, h = cv2.boundingRect(mask)
         boxes.append((x, y, x + w, y + h))

