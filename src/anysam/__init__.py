@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anysam.catalogue import list_models
+    from anysam.listing import list_models
     from anysam.errors import AnySamError
     from anysam.images import read_image
     from anysam.predictor import EncodedImage, Model, load
@@ -37,7 +37,7 @@ _HOMES = {
     "Model": "anysam.predictor",
     "Prediction": "anysam.results",
     "Prompt": "anysam.prompts",
-    "list_models": "anysam.catalogue",
+    "list_models": "anysam.listing",
     "load": "anysam.predictor",
     "read_image": "anysam.images",
 }

@@ -1,0 +1,44 @@
+"""Which models there are and which of them are on this machine. Imports no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant
+from anysam.fetch import locate
+
+
+@dataclass(frozen=True)
+class ListedModel:
+    """A row of the catalogue, and where its weights are: in the package, in the cache, or None when not here."""
+
+    variant: Variant
+    weights: Path | None
+
+    @property
+    def megabytes(self) -> float | None:
+        """Size of the weights in units of 10**6 bytes: of the file that is here, else of the published one."""
+        return self.variant.megabytes if self.weights is None else self.weights.stat().st_size / 1e6
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        variant = self.variant
+        return {
+            "name": variant.name,
+            "default": variant.name == DEFAULT_VARIANT,
+            "family": variant.family,
+            "size": variant.size,
+            "summary": variant.summary,
+            "prompts": list(variant.prompts),
+            "parameters": variant.parameters,
+            "megabytes": None if self.megabytes is None else round(self.megabytes, 1),
+            "code_licence": variant.code_licence,
+            "weights_licence": variant.weights_licence,
+            "source": variant.source,
+            "weights": None if self.weights is None else str(self.weights),
+        }
+
+
+def list_models() -> list[ListedModel]:
+    """Every model that can be named, in the catalogue's order. Connects to nothing."""
+    return [ListedModel(variant, locate(variant)) for variant in VARIANTS]
