@@ -236,7 +236,8 @@ def sample(features: Tensor, points: Tensor, stride: int) -> Tensor:
 def draw_prompts(skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Tensor | None) -> Tensor:
     """Prompts as maps at stride 8: (P, 12, 2h, 2w).
 
-    0-3 clicks (foreground near and wide, background near and wide), 4-5 similarity to the clicked places,
+    0-3 clicks (foreground near and wide, background near and wide), 4-5 cosine similarity to the most similar place
+    clicked as foreground and as background (not below 0),
     6-9 box (is there one, inside, position relative to it in x and y), 10-11 previous mask (is there one, its value).
     """
     h, w = skip8.shape[-2:]
@@ -253,7 +254,7 @@ def draw_prompts(skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Ten
         chosen = (labels == label).to(points.dtype)[..., None]  # (P, N, 1)
         clicks.append(torch.einsum("pnh,pnw->phw", gy * chosen, gx))
         clicks.append(torch.einsum("pnh,pnw->phw", fy * chosen, fx))
-        similar.append((near * chosen[..., None]).amax(dim=1))
+        similar.append((near * chosen[..., None]).amax(dim=1).clamp(min=0))
     maps = torch.stack(clicks + similar + draw_box(xs, ys, points, labels), dim=1)  # (P, 10, h, w)
     if mask_logits is None:
         previous = maps.new_zeros(maps.shape[0], 2, h, w)

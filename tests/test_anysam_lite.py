@@ -1,0 +1,98 @@
+"""The built-in network with random weights: shapes, prompts as maps, and independence of prompts from each other."""
+
+import pytest
+import torch
+
+from anysam.models.anysam_lite import build, draw_box, draw_prompts, sample
+
+CLICK, PADDED_BOX = [[10.0, 20.0], [0.0, 0.0]], [[8.0, 16.0], [40.0, 48.0]]
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return build("lite").eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def features(network):
+    return network.encode_image(torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(1)))
+
+
+def test_features_and_logits_follow_the_shape_of_the_input(network, features):
+    assert features["image_embeddings"].shape == (1, 128, 4, 6)
+    assert features["skip8"].shape[-2:] == (8, 12) and features["skip4"].shape[-2:] == (16, 24)
+    points, labels = torch.tensor([CLICK]), torch.tensor([[1, -1]])
+    logits, ious = network.decode(features, points, labels, None, multimask=True)
+    assert logits.shape == (1, 3, 16, 24) and ious.shape == (1, 3)
+    logits, ious = network.decode(features, points, labels, None, multimask=False)
+    assert logits.shape == (1, 1, 16, 24) and ious.shape == (1, 1)
+
+
+def test_a_batch_of_prompts_equals_the_prompts_one_by_one(network, features):
+    points, labels = torch.tensor([CLICK, PADDED_BOX]), torch.tensor([[1, -1], [2, 3]])
+    masks = torch.randn(2, 1, 16, 24)
+    for mask_logits in (None, masks):
+        logits, ious = network.decode(features, points, labels, mask_logits, multimask=True)
+        for i in range(2):
+            own = None if mask_logits is None else mask_logits[i : i + 1]
+            one, iou = network.decode(features, points[i : i + 1], labels[i : i + 1], own, multimask=True)
+            torch.testing.assert_close(logits[i : i + 1], one, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(ious[i : i + 1], iou, rtol=1e-4, atol=1e-5)
+
+
+def test_every_kind_of_prompt_changes_the_logits(network, features):
+    def logits(points, labels, mask=None):
+        return network.decode(features, torch.tensor([points]), torch.tensor([labels]), mask, multimask=False)[0]
+
+    base = logits(CLICK, [1, -1])
+    assert not torch.allclose(base, logits(CLICK, [0, -1]))
+    assert not torch.allclose(base, logits([[30.0, 20.0], [0.0, 0.0]], [1, -1]))
+    assert not torch.allclose(base, logits(CLICK, [1, -1], torch.ones(1, 1, 16, 24)))
+    assert not torch.allclose(logits(PADDED_BOX, [2, 3]), logits([[8.0, 16.0], [60.0, 48.0]], [2, 3]))
+    # where a padding token stands must not matter
+    torch.testing.assert_close(base, logits([CLICK[0], [77.0, 33.0]], [1, -1]))
+
+
+def test_features_sampled_at_a_cell_centre_are_that_cell():
+    features = torch.randn(1, 5, 4, 6)
+    centres = torch.tensor([[[2 * 16 + 7.5, 1 * 16 + 7.5], [0 * 16 + 7.5, 3 * 16 + 7.5]]])
+    torch.testing.assert_close(
+        sample(features, centres, 16), torch.stack([features[0, :, 1, 2], features[0, :, 3, 0]])[None]
+    )
+
+
+def test_clicks_are_drawn_where_they_are_and_padding_is_not():
+    skip = torch.randn(1, 7, 8, 12)
+    maps = draw_prompts(skip, torch.tensor([[[43.5, 19.5], [3.0, 3.0]]]), torch.tensor([[1, -1]]), None)
+    assert maps.shape == (1, 12, 8, 12)
+    near, wide, background_near, background_wide, similar, dissimilar = maps[0, :6]
+    assert divmod(int(near.argmax()), 12) == (2, 5) and near.max() == pytest.approx(1.0)
+    assert near[2, 6] == pytest.approx(torch.exp(torch.tensor(-0.5)).item(), rel=1e-5)  # one cell is one sigma
+    assert wide[2, 6] == pytest.approx(torch.exp(torch.tensor(-0.02)).item(), rel=1e-5)  # and a fifth of the wide one's
+    assert background_near.abs().max() == 0 and background_wide.abs().max() == 0 and dissimilar.abs().max() == 0
+    unit = torch.nn.functional.normalize(skip, dim=1)[0]
+    torch.testing.assert_close(similar, torch.einsum("chw,c->hw", unit, unit[:, 2, 5]).clamp(min=0))
+    assert maps[0, 6:].abs().max() == 0
+
+
+def test_a_box_is_drawn_as_inside_and_relative_position():
+    centres = torch.arange(8) * 8 + 3.5
+    points, labels = torch.tensor([[[8.0, 16.0], [40.0, 48.0]]]), torch.tensor([[2, 3]])
+    there, inside, u, v = (t[0] for t in draw_box(centres, centres, points, labels))
+    assert there.min() == 1
+    # cell (3, 2) has its centre at x 19.5, y 27.5; the box spans x 8..40, y 16..48
+    assert inside[3, 2] == 1 and inside[0, 2] == -1
+    assert inside[3, 1] == pytest.approx((11.5 - 8) / 8)
+    assert u[3, 2] == pytest.approx((19.5 - 24) / 16) and v[3, 2] == pytest.approx((27.5 - 32) / 16)
+    assert u[3, 7] == 2  # clipped
+
+
+def test_a_previous_mask_is_averaged_to_the_cells_and_marked():
+    skip = torch.randn(1, 7, 8, 12)
+    mask = torch.full((1, 1, 16, 24), -2.0)
+    mask[0, 0, :2, :2] = torch.tensor([[2.0, 4.0], [6.0, 100.0]])
+    maps = draw_prompts(skip, torch.tensor([CLICK]), torch.tensor([[1, -1]]), mask)
+    assert (maps[0, 10] == 1).all()
+    assert maps[0, 11, 0, 0] == pytest.approx((2 + 4 + 6 + 8) / 4 / 4)  # values are clipped to 8 and divided by 4
+    assert maps[0, 11, 5, 5] == pytest.approx(-0.5)
