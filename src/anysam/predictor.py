@@ -125,8 +125,10 @@ class Model:
         """
         array = read_image(image)
         pixels, input_size = prepare_image(array, self.network.preprocess, self.device, self.dtype)
+        # Contiguous, as they are after saving and loading: another layout rounds differently in the decoder.
+        features = {name: tensor.contiguous() for name, tensor in self.network.encode_image(pixels).items()}
         return EncodedImage(
-            features=self.network.encode_image(pixels),
+            features=features,
             original_size=(array.shape[0], array.shape[1]),
             input_size=input_size,
             variant=self.variant,

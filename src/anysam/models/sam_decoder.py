@@ -11,6 +11,7 @@ image-side projections are computed once for a whole batch of prompts.
 """
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,8 @@ class MLP(nn.Module):
 
 class PositionEmbeddingRandom(nn.Module):
     """Random Fourier features of a position: sin and cos of 2 pi (2 c - 1) G, with c in [0, 1], x first."""
+
+    positional_encoding_gaussian_matrix: Tensor
 
     def __init__(self, num_pos_feats: int) -> None:
         super().__init__()
@@ -136,7 +139,8 @@ def encode_tokens(
     A padding token (label -1) has no position: only its learned vector.
     """
     frame = points.new_tensor([input_size[1], input_size[0]])
-    table = torch.cat([not_a_point_embed.weight, *(e.weight for e in point_embeddings)])  # (5, D)
+    by_label = [cast(nn.Embedding, embedding).weight for embedding in point_embeddings]
+    table = torch.cat([not_a_point_embed.weight, *by_label])  # (5, D)
     codes = pe_layer.encode((points + 0.5) / frame)  # (P, N, D)
     return codes * (labels >= 0)[..., None] + table[labels + 1]
 
