@@ -81,8 +81,8 @@ def _handler(server: Server) -> type[http.server.BaseHTTPRequestHandler]:
                 for i in range(0, min(limit, len(body)), server.chunk):
                     self.wfile.write(body[i : min(i + server.chunk, limit)])
                     time.sleep(server.delay)
-                    if server.gate is not None:
-                        server.gate.wait(20)
+                    if server.gate is not None and not server.gate.wait(10):
+                        return  # nobody opened it: the test has failed, but must end
             except ConnectionError:
                 return  # the client was killed
             if limit < len(body):
@@ -334,10 +334,14 @@ def test_two_processes_at_once_download_once(server: Server) -> None:
     first = start_client()
     wait_for(lambda: bool(server.asked))
     second = start_client()
-    assert second.stderr is not None
-    said = second.stderr.readline()  # comes while the first is in the middle of its download
-    server.gate.set()
-    outputs = [process.communicate(timeout=60) for process in (first, second)]
+    try:
+        assert second.stderr is not None
+        said = second.stderr.readline()  # comes while the first is in the middle of its download
+        server.gate.set()
+        outputs = [process.communicate(timeout=60) for process in (first, second)]
+    finally:
+        first.kill()
+        second.kill()
     assert [process.returncode for process in (first, second)] == [0, 0], outputs
     assert said == "Waiting for another process that is downloading tiny.pth.\n"
     assert [out.strip() for out, _ in outputs] == [str(cache_path(variant_of()))] * 2

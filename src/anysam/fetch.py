@@ -263,9 +263,7 @@ def _transfer_with_retries(task: _Download, attempts: int, pause: float) -> None
 
 def _transfer(task: _Download) -> None:
     """One connection: append to the part file what is missing. Raises _Interrupted where another try may help."""
-    size, offset = task.variant.file.bytes, task.arrived
-    if not task.resumable or (size is not None and offset > size):
-        offset = 0
+    size, offset = task.variant.file.bytes, task.arrived if task.resumable else 0
     if size is not None and offset == size:
         return  # complete, but the process ended before it was moved into place
     with _connect(task, offset) as response:
