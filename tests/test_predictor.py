@@ -301,6 +301,12 @@ def test_encodings_with_impossible_contents_are_refused(
         EncodedImage.load(tmp_path / "photo.safetensors")
 
 
+def test_encoding_is_not_loaded_onto_a_device_that_is_not_there(encoded: EncodedImage, tmp_path: Path) -> None:
+    encoded.save(tmp_path / "photo.safetensors")
+    with pytest.raises(OptionError, match="'gpu' cannot be used"):
+        EncodedImage.load(tmp_path / "photo.safetensors", device="gpu")
+
+
 def test_encoding_that_cannot_be_saved_is_an_output_error(encoded: EncodedImage, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="photo.safetensors"):
         encoded.save(tmp_path / "missing" / "photo.safetensors")

@@ -92,8 +92,8 @@ def test_each_axis_has_its_own_scale() -> None:
     assert points[0].tolist() == [682, 1024]
 
 
-def test_earlier_logits_alone_give_no_tokens() -> None:
-    assert tokens_of(Prompt(low_res_logits=np.zeros((256, 256)))) == ([], [])
+def test_earlier_logits_alone_give_the_padding_point_alone() -> None:
+    assert tokens_of(Prompt(low_res_logits=np.zeros((256, 256)))) == ([[0, 0]], [-1])
 
 
 def test_full_mask_is_sure_inside_the_image_and_sure_of_the_padding() -> None:

@@ -152,13 +152,18 @@ def test_decode_keeps_the_protocol(multimask: bool, masks: int, with_mask: bool)
 
 
 @torch.no_grad()
-def test_a_prompt_that_is_only_a_mask_has_no_tokens() -> None:
+def test_a_prompt_that_is_only_a_mask_adds_no_token() -> None:
     network = build_sam(TINY, TINY_PREPROCESS).eval()
     randomise(network)
     features = network.encode_image(torch.zeros(1, 3, 64, 64))
     mask_logits = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    logits, _ = network.decode(features, torch.zeros(2, 0, 2), torch.zeros(2, 0).long(), mask_logits, False)
-    assert logits.shape == (2, 1, 16, 16)
+    logits, _ = network.decode(features, torch.zeros(2, 1, 2), torch.full((2, 1), -1), mask_logits, False)
+    dense = network.prompt_encoder.mask_downscaling(mask_logits)
+    no_tokens = torch.zeros(2, 0, 32)
+    expected, _ = network.mask_decoder(
+        features["image_embeddings"], network.prompt_encoder.dense_pe(), no_tokens, dense, False
+    )
+    torch.testing.assert_close(logits, expected)
     assert not torch.allclose(logits[0], logits[1])
 
 

@@ -69,9 +69,13 @@ class EncodedImage:
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> "EncodedImage":
-        """Read a file written by `save`. Raises ImageError if it is missing, damaged or anything else."""
+        """Read a file written by `save`, onto a device ("cpu", "cuda", ...).
+
+        Raises ImageError if the file is missing, damaged or anything else, OptionError if the device is not there.
+        """
+        target = str(_find_device(device))
         try:
-            with safe_open(path, framework="pt", device=device) as file:
+            with safe_open(path, framework="pt", device=target) as file:
                 facts = file.metadata() or {}
                 features = {name: file.get_tensor(name) for name in file.keys()}
         except FileNotFoundError as error:

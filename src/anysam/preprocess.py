@@ -96,11 +96,11 @@ def prompt_tokens(
 ) -> tuple[Tensor, Tensor]:
     """A prompt in original-image pixels -> points (N, 2) float32 in input-frame pixels, x y, and labels (N,) int64.
 
-    SAM's order: the points; a padding point (0, 0) with label -1 if there are points but no box; the box's top-left
-    (label 2) and bottom-right (label 3) corners. A prompt that is only a mask gives N = 0.
+    SAM's order: the points; a padding point (0, 0) with label -1 if there is no box; the box's top-left (label 2) and
+    bottom-right (label 3) corners. So N is never 0: a prompt that is only earlier logits is the padding point alone.
     """
     points, labels = prompt.points, prompt.labels
-    if len(points) and prompt.box is None:
+    if prompt.box is None:
         # The padding is not scaled, and (0, 0) would not change if it were.
         points = np.concatenate([points, np.zeros((1, 2))])
         labels = np.append(labels, PADDING_LABEL)

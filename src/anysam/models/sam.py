@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import UnknownModelError
-from anysam.models.sam_decoder import LayerNorm2d, MaskDecoder, PromptEncoder
+from anysam.models.sam_decoder import PADDING, LayerNorm2d, MaskDecoder, PromptEncoder
 from anysam.preprocess import Preprocess
 
 PREPROCESS = Preprocess(name="sam_1024", long_side=1024, pad_to=1024)
@@ -212,6 +212,9 @@ class Sam(nn.Module):
         self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None, multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """See PromptableModel.decode: low_res_logits (P, C, 4h, 4w) and iou_predictions (P, C), C 3 or 1."""
+        if labels.shape[1] == 1 and bool((labels == PADDING).all()):
+            # Neither points nor boxes: the published predictor then gives no prompt tokens at all.
+            points, labels = points[:, :0], labels[:, :0]
         sparse, dense = self.prompt_encoder(points, labels, mask_logits)  # (P, N, D), (1 or P, D, h, w)
         return self.mask_decoder(features["image_embeddings"], self.prompt_encoder.dense_pe(), sparse, dense, multimask)
 
