@@ -190,6 +190,11 @@ def test_code_in_a_checkpoint_never_runs(
     assert trace.is_dir()
 
 
+def test_tensors_that_are_not_plain_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.eye(3).to_sparse()}, tmp_path / "w.pth")
+    refuse(tmp_path / "w.pth", "_rebuild_sparse_tensor")
+
+
 def test_a_refused_class_is_named(tmp_path: Path) -> None:
     torch.save({"a": Payload(tmp_path)}, tmp_path / "w.pth")
     refuse(tmp_path / "w.pth", f"{os.mkdir.__module__}.mkdir", "state_dict()")
@@ -225,6 +230,17 @@ def test_zip_bombs_are_refused_before_they_are_unpacked(tmp_path: Path) -> None:
             entry.filename = f"w/data/{i}"
             archive.filelist.append(entry)
     refuse(tmp_path / "w.pth", "members claim 10010000 bytes")
+
+
+def test_a_compressed_member_is_refused_even_if_the_file_is_large_enough_for_it(tmp_path: Path) -> None:
+    torch.save(tensors_of(), tmp_path / "stored.pth")
+    with zipfile.ZipFile(tmp_path / "stored.pth") as source, zipfile.ZipFile(tmp_path / "w.pth", "w") as target:
+        for name in source.namelist():
+            kind = zipfile.ZIP_DEFLATED if name.endswith("data.pkl") else zipfile.ZIP_STORED
+            target.writestr(name, source.read(name), compress_type=kind)
+    with zipfile.ZipFile(tmp_path / "w.pth") as archive:
+        assert sum(member.file_size for member in archive.infolist()) <= (tmp_path / "w.pth").stat().st_size
+    refuse(tmp_path / "w.pth", "are compressed, which torch.save never does")
 
 
 def test_other_archives_are_refused(tmp_path: Path) -> None:
