@@ -22,7 +22,8 @@ class Recipe:
     """Sizes are (H, W) in pixels of the network's input, whose long side is `long_side` for a whole image.
 
     shapes, final_shapes: crops of the first and the last part of the run (`final_part` of it); small crops cost less.
-    max_images, masks_per_step: a step of one process gathers images until it has so many masks or so many images.
+    max_images, masks_per_step: a step of one process gathers images until it has exactly so many masks, or so many
+    images; at most masks_per_image come from one.
     rounds: how often a step has no, one or two rounds of correcting clicks.
     train_backbone_from: first stage of the backbone that learns, at `backbone_rate` times the rate, after
     `freeze_backbone_part` of the run; depthwise convolutions train slowly on a CPU.
@@ -40,7 +41,7 @@ class Recipe:
     final_shapes: tuple[tuple[int, int], ...] = ((384, 512), (512, 384), (448, 448))
     final_part: float = 0.3
     max_images: int = 3
-    masks_per_step: int = 14
+    masks_per_step: int = 18
     masks_per_image: int = 16
     learning_rate: float = 8e-4
     backbone_rate: float = 0.1

@@ -38,11 +38,12 @@ class Batches(IterableDataset[list[Sample]]):
 
     def _batch(self, shape: tuple[int, int], rng: np.random.Generator) -> list[Sample]:
         recipe, samples = self.recipe, list[Sample]()
-        # Images with few masks come in company, so that every step (and every process) has about the same work.
-        while len(samples) < recipe.max_images and sum(len(s.masks) for s in samples) < recipe.masks_per_step:
+        # Images with few masks come in company, so that every step (and every process) has about the same work:
+        # processes wait for the slowest.
+        while len(samples) < recipe.max_images and (room := recipe.masks_per_step - sum(len(s.masks) for s in samples)):
             own = self.sets[rng.choice(len(self.sets), p=self.shares)]
             entry = own[rng.integers(len(own))]
-            sample = training_sample(entry, shape, recipe.long_side, recipe.masks_per_image, rng)
+            sample = training_sample(entry, shape, recipe.long_side, min(room, recipe.masks_per_image), rng)
             if sample is not None:
                 samples.append(sample)
         return samples
