@@ -6,12 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from PIL import Image
+from torch import distributed
 
 from anysam.checkpoints import read_metadata, read_state_dict
 from anysam.datasets import read_collection
 from anysam.models.anysam_lite import EfficientNetLite0, build
-from anysam.train.anysam_lite import CHECKPOINT, LOG, Run, set_rate, train
+from anysam.train.anysam_lite import CHECKPOINT, LOG, Run, agreed, set_rate, share_gradients, train
 from anysam.train.imagenet_backbone import convert_imagenet_backbone
 from anysam.train.learning import validate
 from anysam.train.package import package
@@ -166,3 +168,20 @@ def test_folded_batch_norms_compute_what_the_published_layers_compute():
             (1, 112, 4, 6),
             (1, 320, 2, 3),
         ]
+
+
+def share_from(rank, folder):
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    parameters = [torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(2, 2))]
+    parameters[0].grad = torch.tensor([1.0, 2.0, 3.0]) * (1 + 2 * rank)
+    parameters[1].grad = torch.full((2, 2), float(rank))
+    share_gradients(parameters)
+    torch.save([p.grad for p in parameters] + [agreed(10.0 + rank)], f"{folder}/{rank}.pt")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_mean_gradient_and_one_clock(tmp_path):
+    torch.multiprocessing.spawn(share_from, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        first, second, clock = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert first.tolist() == [2.0, 4.0, 6.0] and second.tolist() == [[0.5, 0.5], [0.5, 0.5]] and clock == 10.0
