@@ -64,6 +64,8 @@ def learn_prompts(
         if turn + 1 < rounds:
             previous = logits.detach()[torch.arange(len(picked)), picked][:, None]  # (P, 1, h, w)
             points, labels = add_corrections(points, labels, previous[:, 0], target)
+            if torch.rand(()) < recipe.forget_mask:
+                previous = None  # several points at once, as a user gives them, without a mask before them
     return log
 
 

@@ -25,6 +25,7 @@ class Recipe:
     max_images, masks_per_step: a step of one process gathers images until it has exactly so many masks, or so many
     images; at most masks_per_image come from one.
     rounds: how often a step has no, one or two rounds of correcting clicks.
+    forget_mask: how often a round of corrections does without the mask before it.
     train_backbone_from: first stage of the backbone that learns, at `backbone_rate` times the rate, after
     `freeze_backbone_part` of the run; depthwise convolutions train slowly on a CPU.
     minutes: the length of the run, by the clock; the learning rate's cosine follows it. steps: its length in steps
@@ -45,11 +46,13 @@ class Recipe:
     masks_per_image: int = 16
     learning_rate: float = 8e-4
     backbone_rate: float = 0.1
+    forget_mask: how often a round of corrections does without the mask before it.
     train_backbone_from: int = 3
     freeze_backbone_part: float = 0.2
     weight_decay: float = 0.02
     warmup_steps: int = 100
     rounds: tuple[float, ...] = (0.5, 0.35, 0.15)
+    forget_mask: float = 0.25
     clip: float = 1.0
     ema: float = 0.998
     box_jitter: float = 0.06
