@@ -46,7 +46,6 @@ class Recipe:
     masks_per_image: int = 16
     learning_rate: float = 8e-4
     backbone_rate: float = 0.1
-    forget_mask: how often a round of corrections does without the mask before it.
     train_backbone_from: int = 3
     freeze_backbone_part: float = 0.2
     weight_decay: float = 0.02
