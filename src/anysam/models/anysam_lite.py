@@ -294,7 +294,7 @@ class AnySamLite(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """pixels (B, 3, H, W) normalised, H and W multiples of 32 -> features at strides 16, 8 and 4."""
-        # channels last: measured 1.3 times as fast on a CPU, and what the decoder's views expect
+        # channels last in memory: 1.3 times as fast on a CPU, and what the decoder's views expect
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         embeddings, skip8, skip4 = self.neck(self.backbone(pixels))
         return {"image_embeddings": embeddings, "skip8": skip8, "skip4": skip4}
@@ -303,11 +303,12 @@ class AnySamLite(nn.Module):
         self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None, multimask: bool
     ) -> tuple[Tensor, Tensor]:
         """See models.PromptableModel.decode: low_res_logits (P, C, H/4, W/4), iou_predictions (P, C); C is 3 or 1."""
+        features = {name: value.contiguous(memory_format=torch.channels_last) for name, value in features.items()}
         low_res_logits, iou_predictions = self.decoder(features, points, labels, mask_logits)
         chosen = slice(1, None) if multimask else slice(0, 1)
         return low_res_logits[:, chosen], iou_predictions[:, chosen]
 
 
 def build(size: str) -> AnySamLite:
-    """The network of a size in SIZES, with random weights."""
-    return AnySamLite(SIZES[size])
+    """The network of a size in SIZES, with random weights, channels last in memory."""
+    return AnySamLite(SIZES[size]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -40,7 +40,7 @@ class Run:
         self.network.backbone.load_state_dict(backbone)
         if recipe.init:
             self.network.load_state_dict(torch.load(recipe.init, weights_only=True, map_location="cpu")["ema"])
-        self.network.to(recipe.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network.to(recipe.device)
         self.ema = copy.deepcopy(self.network).requires_grad_(False)
         self.optimizer = build_optimizer(self.network, recipe)
         self.step, self.seconds = 0, 0.0
