@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from anysam.models.anysam_lite import build, draw_box, draw_prompts, sample
+from anysam.models.anysam_lite import AnySamLite, build, draw_box, draw_prompts, limit_to_box, sample
+from anysam.preprocess import upscale_logits
 
 CLICK, PADDED_BOX = [[10.0, 20.0], [0.0, 0.0]], [[8.0, 16.0], [40.0, 48.0]]
 
@@ -96,3 +97,36 @@ def test_a_previous_mask_is_averaged_to_the_cells_and_marked():
     assert (maps[0, 10] == 1).all()
     assert maps[0, 11, 0, 0] == pytest.approx((2 + 4 + 6 + 8) / 4 / 4)  # values are clipped to 8 and divided by 4
     assert maps[0, 11, 5, 5] == pytest.approx(-0.5)
+
+
+def test_a_mask_that_is_positive_everywhere_becomes_exactly_its_box():
+    size = (384, 512)  # input and image of one size, so that the box needs no rescaling
+    for x0, y0, x1, y1 in [(10, 20, 200, 90), (101, 33, 117, 61), (0, 0, 512, 384), (300, 250, 309, 258)]:
+        points = torch.tensor([[[float(x0), float(y0)], [float(x1), float(y1)]]])
+        limited = limit_to_box(torch.full((1, 1, 96, 128), 9.0), points, torch.tensor([[2, 3]]))
+        mask = upscale_logits(limited, AnySamLite.preprocess, size, size)[0, 0] > 0
+        box = torch.zeros(size, dtype=torch.bool)
+        box[y0:y1, x0:x1] = True
+        assert (mask & ~box).sum() == 0
+        # only the corners are rounded off a little by the interpolation
+        assert (box & ~mask).sum() <= 16
+
+
+def test_the_limit_needs_a_box_and_yields_to_a_click_outside_it():
+    logits = torch.full((3, 2, 96, 128), 9.0)
+    box, elsewhere = [[40.0, 40.0], [80.0, 80.0]], [200.0, 60.0]
+    points = torch.tensor([[*box, elsewhere], [*box, elsewhere], [*box, elsewhere]])
+    labels = torch.tensor([[2, 3, 0], [2, 3, 1], [1, 1, 1]])  # background click, foreground click, no box at all
+    limited = limit_to_box(logits, points, labels)
+    positive = (limited > 0).any(dim=2).any(dim=1)  # (P, w): columns
+    assert positive[0].nonzero().flatten().tolist() == list(range(10, 20))
+    assert positive[1].nonzero().flatten().tolist() == list(range(10, 50))
+    assert torch.equal(limited[2], logits[2])
+
+
+def test_a_tiny_box_still_leaves_something():
+    for x in (100.0, 101.0, 102.5, 103.0):
+        points = torch.tensor([[[x, x], [x + 2, x + 2]]])
+        limited = limit_to_box(torch.full((1, 1, 96, 128), 9.0), points, torch.tensor([[2, 3]]))
+        mask = upscale_logits(limited, AnySamLite.preprocess, (384, 512), (384, 512))[0, 0] > 0
+        assert 4 <= mask.sum() <= 64
