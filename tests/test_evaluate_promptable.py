@@ -8,7 +8,7 @@ from PIL import Image
 
 from anysam.datasets import read_collection
 from anysam.evaluate import promptable
-from anysam.evaluate.promptable import chosen_masks, evaluate, score_baselines, score_image
+from anysam.evaluate.promptable import Part, chosen_masks, evaluate, score_baselines, score_image
 from anysam.masks import mask_iou
 from anysam.results import Prediction
 from test_datasets import write_folder
@@ -84,8 +84,11 @@ def test_the_mean_averages_data_sets_and_not_masks(tmp_path, targets, monkeypatc
         return {name: [value] for name in promptable.SCORES[:4]}
 
     monkeypatch.setattr(promptable, "score_image", fixed)
+    monkeypatch.setattr(promptable, "load", lambda name, variant: None)
     rows = []
-    table = evaluate(None, read_collection(tmp_path, "val"), 4, baselines=False, progress=rows.append)
+    collection = read_collection(tmp_path, "val")
+    parts = {name: [Part(None, None, [entry], 4, False) for entry in own] for name, own in collection.items()}
+    table = evaluate(parts, jobs=1, progress=rows.append)
     assert table["one"]["box"] == pytest.approx(0.3) and table["two"]["box"] == pytest.approx(0.9)
     assert table["mean"]["box"] == pytest.approx(0.6)
     assert table["mean"]["masks"] == 3 and len(rows) == 2 and "grabcut" not in table["mean"]
@@ -102,3 +105,16 @@ def test_the_masks_of_an_image_are_the_same_in_every_run_and_not_tiny(tmp_path, 
     assert len(first) == 2 and all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
     assert len(chosen_masks(entry, 10)) == 3
     assert all(mask_iou(mask, tiny) < 0.1 for mask in chosen_masks(entry, 10))
+
+
+def test_two_processes_give_the_scores_of_one(tmp_path, targets):
+    rng = np.random.default_rng(0)
+    write_folder(tmp_path / "set", {f"{i}.png": [(targets[i], 0)] for i in range(2)}, "val")
+    for i in range(2):
+        Image.fromarray(rng.integers(0, 255, (60, 80, 3), np.uint8)).save(tmp_path / f"set/images/{i}.png")
+    entries = read_collection(tmp_path, "val")["set"]
+    parts = {"set": [Part(None, None, [entry], 4, True) for entry in entries]}
+    one, two = (evaluate(parts, jobs, lambda row: None) for jobs in (1, 2))
+    assert set(one["mean"]) == {"images", "masks", *promptable.SCORES}
+    for key, value in one["set"].items():
+        assert two["set"][key] == pytest.approx(value, abs=1e-3)

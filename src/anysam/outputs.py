@@ -55,7 +55,7 @@ class ImageResult:
     records: tuple[MaskRecord, ...]
 
 
-def write_atomic(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
     """Call `write` with an open binary file that becomes `path` when it is complete, replacing what was there.
 
     The folder must exist. When anything fails, an interrupt included, the temporary file is removed and `path` is as

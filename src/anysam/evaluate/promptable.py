@@ -1,6 +1,6 @@
 """How well prompts give the masks that people drew: 1 click, 3 clicks, a box; beside two baselines, in one run.
 
-python -m anysam.evaluate.promptable --data DIR [--split val] [--model NAME] [--masks 4] [--json FILE]
+python -m anysam.evaluate.promptable --data DIR [--split val] [--model NAME] [--masks 4] [--json FILE] [--jobs 2]
 
 Protocol. Of every image up to `masks` annotations of at least 16 pixels are drawn with a fixed seed. For each:
 - 1-click: the centre-most point; of three masks the one with the highest predicted IoU (oracle-of-3: the best one);
@@ -18,14 +18,20 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from anysam.datasets import ImageEntry, read_collection
 from anysam.images import read_image
 from anysam.masks import mask_iou, mask_to_box
 from anysam.metrics import centre_most_point, correcting_point, grabcut_mask
+from anysam.outputs import write_atomic
 from anysam.predictor import EncodedImage, Model, load
 from anysam.prompts import Prompt
 
@@ -101,31 +107,55 @@ def score_baselines(image: np.ndarray, targets: list[np.ndarray]) -> dict[str, l
     return scores
 
 
-def evaluate(
-    model: Model,
-    collection: dict[str, list[ImageEntry]],
-    masks: int,
-    baselines: bool,
-    progress: Callable[[str], None],
-) -> dict[str, dict[str, float]]:
-    """Scores per data set and their mean: {"coco_mini": {"masks": n, "box": ...}, ..., "mean": {...}}."""
+def score_entries(model: Model, entries: list[ImageEntry], masks: int, baselines: bool) -> dict[str, list[float]]:
+    """All scores of some images of one data set, by name."""
+    sums: dict[str, list[float]] = {}
+    for entry in entries:
+        targets = chosen_masks(entry, masks)
+        if not targets:
+            continue
+        image = read_image(entry.path)
+        scores = score_image(model, image, targets)
+        if baselines:
+            scores |= score_baselines(image, targets)
+        for key, values in scores.items():
+            sums.setdefault(key, []).extend(values)
+    return sums
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some images of one data set, for a process of its own, which loads the model itself."""
+
+    model: str | None
+    variant: str | None
+    entries: list[ImageEntry]
+    masks: int
+    baselines: bool
+
+    def scores(self) -> dict[str, list[float]]:
+        torch.set_num_threads(1)
+        return score_entries(load(self.model, variant=self.variant), self.entries, self.masks, self.baselines)
+
+
+def evaluate(parts: dict[str, list[Part]], jobs: int, progress: Callable[[str], None]) -> dict[str, dict[str, float]]:
+    """Scores per data set and their mean: {"coco_mini": {"masks": n, "box": ...}, ..., "mean": {...}}.
+
+    parts: the parts of every data set. jobs: how many processes work on them; 1 works in this process.
+    """
     table: dict[str, dict[str, float]] = {}
-    for name, entries in collection.items():
-        sums: dict[str, list[float]] = {}
-        for entry in entries:
-            targets = chosen_masks(entry, masks)
-            if not targets:
-                continue
-            image = read_image(entry.path)
-            scores = score_image(model, image, targets)
-            if baselines:
-                scores |= score_baselines(image, targets)
-            for key, values in scores.items():
-                sums.setdefault(key, []).extend(values)
-        if sums:
-            table[name] = {"images": len(entries), "masks": len(sums["box"])}
-            table[name] |= {key: float(np.mean(values)) for key, values in sums.items()}
-            progress(format_row(name, table[name]))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext() as pool:
+        done = pool.map if pool else map
+        scores = done(Part.scores, [part for own in parts.values() for part in own])
+        for name, own in parts.items():
+            sums: dict[str, list[float]] = {}
+            for _ in own:
+                for key, values in next(scores).items():
+                    sums.setdefault(key, []).extend(values)
+            if sums:
+                table[name] = {"images": sum(len(part.entries) for part in own), "masks": len(sums["box"])}
+                table[name] |= {key: float(np.mean(values)) for key, values in sums.items()}
+                progress(format_row(name, table[name]))
     keys = [key for key in SCORES if all(key in row for row in table.values())]
     mean = {key: float(np.mean([row[key] for row in table.values()])) for key in keys}
     table["mean"] = {key: sum(row[key] for row in table.values()) for key in ("images", "masks")} | mean
@@ -147,25 +177,26 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=4, help="masks per image at most")
     parser.add_argument("--no-baselines", action="store_true")
     parser.add_argument("--json", type=Path, default=None, help="also write the table here")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes, of one thread each")
     arguments = parser.parse_args()
-    model = load(arguments.model, variant=arguments.variant)
+    model = load(arguments.model, variant=arguments.variant)  # before any work: a wrong name is an error at once
     start = time.perf_counter()
     print(f"| data set | images | masks | {' | '.join(SCORES)} |\n|{' --- |' * (len(SCORES) + 3)}", flush=True)
-    collection = read_collection(arguments.data, arguments.split)
-    table = evaluate(model, collection, arguments.masks, not arguments.no_baselines, lambda row: print(row, flush=True))
+    parts = {
+        name: [
+            Part(arguments.model, arguments.variant, entries[i : i + 12], arguments.masks, not arguments.no_baselines)
+            for i in range(0, len(entries), 12)
+        ]
+        for name, entries in read_collection(arguments.data, arguments.split).items()
+    }
+    table = evaluate(parts, arguments.jobs, lambda row: print(row, flush=True))
     print(format_row("mean", table["mean"]))
     seconds = time.perf_counter() - start
     print(f"\n{model.variant}, weights {model.weights_sha256[:12]}, {seconds:.0f} s", file=sys.stderr)
     if arguments.json:
-        document = {
-            "variant": model.variant,
-            "weights_sha256": model.weights_sha256,
-            "split": arguments.split,
-            "scores": table,
-        }
-        temporary = arguments.json.with_suffix(".tmp")
-        temporary.write_text(json.dumps(document, indent=1) + "\n")
-        os.replace(temporary, arguments.json)
+        facts = {"variant": model.variant, "weights_sha256": model.weights_sha256, "split": arguments.split}
+        document = json.dumps(facts | {"masks_per_image": arguments.masks, "scores": table}, indent=1) + "\n"
+        write_atomic(arguments.json, lambda file: file.write(document.encode()))
 
 
 if __name__ == "__main__":
