@@ -12,17 +12,17 @@ import anysam
 from anysam import MaskRecord, Prompt
 from anysam.outputs import write_outputs
 
-PHOTO = Path(__file__).parent / "images" / "coffee.png"
+PHOTO = Path(__file__).parent / "images" / "astronaut.png"
 PROMPTS = {
-    "point 290,150": Prompt(points=[[290, 150]]),
-    "box 170,15,412,312": Prompt(box=[170, 15, 412, 312]),
+    "point 171,385": Prompt(points=[[171, 385]]),
+    "box 108,14,302,200": Prompt(box=[108, 14, 302, 200]),
 }
 
 
 def main() -> None:
     """Encode the photograph once, answer two prompts, show what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image", type=Path, default=PHOTO, help="another photograph of at least 412x312 pixels")
+    parser.add_argument("--image", type=Path, default=PHOTO, help="another photograph of at least 302x385 pixels")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results")
     arguments = parser.parse_args()
     try:
