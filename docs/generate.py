@@ -42,8 +42,8 @@ def _models_row(variant: Variant) -> str:
 
 def with_models_table(readme: str) -> str:
     """The README's text with the present table between its two marks."""
-    marked = re.compile(r"(<!-- models -->\n).*?(\n<!-- end of models -->)", re.DOTALL)
-    return marked.sub(lambda found: found[1] + models_table() + found[2], readme)
+    marked = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
+    return marked.sub(lambda found: f"{found[1]}{models_table()}\n{found[2]}", readme)
 
 
 def main() -> int:
