@@ -9,10 +9,10 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def image_progress(count: int) -> Iterator[Callable[[str | None], None]]:
-    """Yield `advance(line)`, to be called after each of `count` images with a line to print above the bar, or None.
+def image_progress(count: int) -> Iterator[Callable[[str], None]]:
+    """Yield `advance(line)`, to be called after each of `count` images with what there is to say about it.
 
-    One image has no bar: its line is all.
+    A terminal sees the lines above a bar, if there are several images; elsewhere each line begins with its number.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -20,21 +20,21 @@ def image_progress(count: int) -> Iterator[Callable[[str | None], None]]:
     console = Console(stderr=True, highlight=False)
     columns = (TextColumn("Segmenting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     # stdout stays what it is: rich would otherwise send it to stderr, too.
-    bar = Progress(*columns, console=console, redirect_stdout=False, disable=count < 2)
+    bar = Progress(*columns, console=console, redirect_stdout=False, disable=count < 2 or not console.is_terminal)
     with bar:
         task = bar.add_task("", total=count)
 
-        def advance(line: str | None) -> None:
-            if line is not None:
-                console.print(line, markup=False, soft_wrap=True)
+        def advance(line: str) -> None:
             bar.advance(task)
+            number = f"[{bar.tasks[0].completed:.0f}/{count}] " if count > 1 and bar.disable else ""
+            console.print(number + line, markup=False, soft_wrap=True)
 
         yield advance
 
 
 @contextmanager
 def download_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield `progress(bytes done, bytes in all or None)`; a bar appears with the first call."""
+    """Yield `progress(bytes done, bytes in all or None)`; its first call draws a bar, or prints a line off a terminal."""
     started: list[Progress] = []
 
     def progress(done: int, total: int | None) -> None:
@@ -61,7 +61,10 @@ def _download_bar(name: str) -> "Progress":
         TransferSpeedColumn(),
         TimeRemainingColumn(),
     )
-    bar = Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
+    console = Console(stderr=True, highlight=False)
+    bar = Progress(*columns, console=console, redirect_stdout=False, disable=not console.is_terminal)
+    if bar.disable:
+        console.print(f"Fetching the weights of {name}", markup=False)
     bar.add_task(name, total=None)
     bar.start()
     return bar

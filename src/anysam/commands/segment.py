@@ -175,12 +175,11 @@ def run(arguments: argparse.Namespace) -> int:
     models: list[Model] = []  # empty until the first good image needs it
     try:
         _segment_all(images, task, lambda: _load(arguments, models), done, failed)
-    except KeyboardInterrupt:
-        print(f"\n{len(done)} of {len(images)} images are done.", file=sys.stderr)
-        _report(arguments.json, models, done, failed)
+    except BaseException:  # Ctrl-C above all: what is done is said, then the error goes on
+        if done or failed:
+            print(f"{len(done)} of {len(images)} images are done.", file=sys.stderr)
+            _report(arguments.json, models, done, failed)
         raise
-    if len(images) == 1 and failed:
-        raise failed[0][1]
     _report(arguments.json, models, done, failed)
     return 1 if failed else 0
 
@@ -228,28 +227,37 @@ def _segment_all(
     done: list[Done],
     failed: list[tuple[Path, AnySamError]],
 ) -> None:
-    """Segment one image after the other; what each gave is appended to `done` or `failed`."""
+    """Segment one image after the other; what each gave is appended to `done` or `failed`.
+
+    Raises AnySamError when the model cannot be loaded or the only image is bad.
+    """
     from anysam.images import read_image
     from anysam.outputs import output_stems
     from anysam.prompts import validate_prompt
 
     with image_progress(len(images)) as advance:
+
+        def fail(image: Path, error: AnySamError) -> None:
+            if len(images) == 1:
+                raise error
+            failed.append((image, error))
+            advance(f"{image}: failed")
+
         for image, stem in zip(images, output_stems(images), strict=True):
             try:
                 pixels = read_image(image, task.max_pixels)
                 for prompt in task.prompts:
                     validate_prompt(prompt, (pixels.shape[0], pixels.shape[1]))
             except AnySamError as error:
-                failed.append((image, error))
-                advance(None)
+                fail(image, error)
                 continue
             loaded = model()  # outside of any try: without a model no image can be done
             try:
                 done.append(_segment(loaded, image, pixels, stem, task))
-                advance(done[-1].summary())
             except AnySamError as error:
-                failed.append((image, error))
-                advance(None)
+                fail(image, error)
+                continue
+            advance(done[-1].summary())
 
 
 def _segment(model: "Model", image: Path, pixels: "np.ndarray", stem: str, task: Task) -> Done:
