@@ -213,6 +213,7 @@ def test_missing_empty_foreign_and_unreadable_files_say_so(tmp_path):
 def test_bombs_are_refused_from_the_header():
     huge = png(60000, 60000, 8, 2, b"")
     assert f"more than {MAX_PIXELS:,} pixels" in refusal(huge)
+    assert f"at most {MAX_PIXELS:,} are accepted" in refusal(huge, max_pixels=10**10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # nor is there a warning on the way
         assert "12000x12000 = 144,000,000 pixels, at most 1,000,000" in refusal(

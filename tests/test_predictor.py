@@ -215,6 +215,18 @@ def test_bad_prompt_of_many_is_named(model: Model, encoded: EncodedImage) -> Non
 def test_something_else_than_a_prompt_is_refused(model: Model, encoded: EncodedImage) -> None:
     with pytest.raises(PromptError, match="must be an anysam.Prompt, got list"):
         model.predict(encoded, [[30, 20]])
+    with pytest.raises(PromptError, match="or a list of them, got NoneType"):
+        model.predict(encoded, None)  # type: ignore[call-overload]
+
+
+def test_an_image_in_the_place_of_its_encoding_is_refused(model: Model, image: np.ndarray) -> None:
+    with pytest.raises(OptionError, match="got ndarray; encode the image first"):
+        model.predict(image, Prompt(points=[[1, 1]]))  # type: ignore[arg-type]
+
+
+def test_a_model_is_a_name_or_a_path() -> None:
+    with pytest.raises(OptionError, match="got int"):
+        anysam.load(3)  # type: ignore[arg-type]
 
 
 def test_kind_the_model_does_not_take_is_an_error(

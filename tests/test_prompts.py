@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from anysam.errors import PromptError
 from anysam.masks import decode_rle
@@ -61,6 +62,8 @@ NAN = float("nan")
         ({"points": "here"}, "must be numbers"),
         ({"points": [[1, NAN]]}, "finite"),
         ({"points": [[1, float("inf")]]}, "finite"),
+        ({"points": np.array([[NAN, 5.0]])}, r"got \[\[nan, 5\.0\]\]\.$"),
+        ({"points": torch.ones(1, 2, requires_grad=True)}, "must be numbers"),
         ({"points": [[1, 2]], "labels": [1, 0]}, "got 2 labels for 1 points"),
         ({"points": [[1, 2]], "labels": []}, "got 0 labels for 1 points"),
         ({"labels": [1]}, "got 1 labels for 0 points"),

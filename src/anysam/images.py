@@ -49,8 +49,9 @@ def read_image(source: str | Path | bytes | Image.Image | np.ndarray, max_pixels
     """Read an image as uint8 (H, W, 3) RGB, C-contiguous.
 
     source: a path; the bytes of a file; a Pillow image; or an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA,
-    uint8 or uint16. max_pixels: a larger image is refused from its header, before anything is decoded; arrays, being
-    in memory already, are not bounded. The result may share memory with an array given as source.
+    uint8 or uint16. max_pixels: a larger image is refused from its header, before anything is decoded (a value
+    above MAX_PIXELS does not raise the limit of files); arrays, being in memory already, are not bounded. The result
+    may share memory with an array given as source.
     Raises ImageError, naming the file, when it is missing, empty, damaged, cut short, too large or no image.
     """
     if isinstance(source, np.ndarray):
@@ -124,7 +125,7 @@ def _open(file: BinaryIO, name: str, size: int, max_pixels: int) -> np.ndarray:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(name, f"more than {MAX_PIXELS:,}", max_pixels)) from error
+        raise ImageError(_too_large(name, f"more than {MAX_PIXELS:,}", min(max_pixels, MAX_PIXELS))) from error
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"{name} is not an image, or its header is damaged; accepted are {_ACCEPTED}.") from error
     except Exception as error:  # as in _decode

@@ -8,7 +8,7 @@ Encoding is the expensive half. An `EncodedImage` is a plain value: it can be ke
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, overload
@@ -161,6 +161,8 @@ class Model:
         """
         if isinstance(prompt, Prompt):
             return self._predict(encoded, [prompt], multimask)[0]
+        if not isinstance(prompt, Iterable):
+            raise PromptError(f"A prompt must be an anysam.Prompt or a list of them, got {type(prompt).__name__}.")
         return self._predict(encoded, list(prompt), multimask)
 
     @torch.inference_mode()
@@ -183,6 +185,10 @@ class Model:
         return [predictions[i] for i in range(len(prompts))]
 
     def _check_encoded(self, encoded: EncodedImage) -> None:
+        if not isinstance(encoded, EncodedImage):
+            raise OptionError(
+                f"predict takes an anysam.EncodedImage, got {type(encoded).__name__}; encode the image first."
+            )
         if encoded.variant != self.variant:
             raise OptionError(
                 f"This image was encoded by {encoded.variant}, but the model is {self.variant}; encode it again."
@@ -285,6 +291,8 @@ def load(
     chosen_dtype = _find_dtype(dtype)
     chosen_device = _find_device(device)
     name = DEFAULT_VARIANT if name_or_path is None else name_or_path
+    if not isinstance(name, (str, Path)):
+        raise OptionError(f"A model is given by its name or the path of a weights file, got {type(name).__name__}.")
     network, row, weights_sha256 = load_model(name, variant, progress)
     network = network.to(chosen_device, chosen_dtype).eval().requires_grad_(False)
     return Model(row.name, cast(PromptableModel, network), chosen_device, chosen_dtype, weights_sha256)
@@ -306,6 +314,7 @@ def _find_device(device: str | None) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         # PyTorch's own sentences here run over many lines; the first says what matters.
         reason = str(error).splitlines()[0]
+        reason = reason if len(reason) <= 80 else f"{reason[:77]}..."
         raise OptionError(
             f"The device {device!r} cannot be used ({reason}); accepted are cpu, cuda, cuda:0, ..."
         ) from error

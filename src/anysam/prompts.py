@@ -203,7 +203,7 @@ def _numbers(name: str, value: ArrayLike, shape: str) -> np.ndarray:
         if array.size and array.dtype.kind not in "biuf":
             raise ValueError(array.dtype)
         array = array.astype(np.float64)
-    except (TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError) as error:  # RuntimeError: a tensor that records gradients
         raise PromptError(f"{name} must be numbers of shape {shape}, got {_shorten(value)}.") from error
     if not np.isfinite(array).all():
         raise PromptError(f"{name} must be finite numbers, got {_shorten(value)}.")
@@ -290,5 +290,6 @@ def _logits_from_dict(form: Mapping[str, Any]) -> np.ndarray:
 
 
 def _shorten(value: object) -> str:
+    value = value.tolist() if isinstance(value, np.ndarray) else value  # as it was typed, not as NumPy shows it
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."
