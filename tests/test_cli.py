@@ -594,3 +594,25 @@ def test_the_demonstration_prints_a_table_and_names_its_files(tmp_path):
     assert (masks[0] & patch).sum() / (masks[0] | patch).sum() > 0.6
     head = ((columns - 226) / 72) ** 2 + ((rows_ - 98) / 84) ** 2 <= 1  # by hand, hair included
     assert (masks[1] & head).sum() / (masks[1] | head).sum() > 0.7
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "message"),
+    [(">&-", 0, ""), ("> /dev/full", 2, "anysam: error: stdout cannot be written: the disk is full.\n")],
+)
+def test_a_closed_or_full_stdout_is_no_fault(redirection, status, message):
+    if "full" in redirection and not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full")
+    command = f'"{sys.executable}" -m anysam models {redirection}'
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (status, message)
+
+
+def test_a_line_break_in_a_file_name_does_not_break_the_message(folder, capsys):
+    assert cli.main(["segment", "no\nsuch.png", "--point", "1,1"]) == 2
+    assert capsys.readouterr().err == "anysam: error: no\\nsuch.png does not exist; check the path.\n"
+
+
+def test_a_format_list_without_a_format_is_refused(folder, capsys):
+    assert cli.main(["segment", "photo.png", "--point", "1,1", "--format", ","]) == 2
+    assert "--format names no format, got ','" in capsys.readouterr().err

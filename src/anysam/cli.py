@@ -7,6 +7,7 @@ the same options takes 0.31 s before it does anything. rich is imported only whe
 """
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -67,7 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments
     try:
         status = _dispatch(arguments)
-        sys.stdout.flush()  # a reader that has gone shows here, not at exit
+        if sys.stdout is not None:  # None: the caller closed it
+            sys.stdout.flush()  # a reader that has gone or a full disk shows here, not at exit
         return status
     except KeyboardInterrupt:
         return _fail("interrupted.", _STATUS_INTERRUPTED, debug)
@@ -76,10 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except AnySamError as error:
         return _fail(f"error: {error}", _STATUS_BAD_INPUT, debug)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _fault(error, debug)
+        # Files are written by `outputs`, which reports its own; what is left in the buffer cannot be saved.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _fail("error: stdout cannot be written: the disk is full.", _STATUS_BAD_INPUT, debug)
     except Exception as error:  # the outermost place: nothing goes on after it
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        advice = "" if debug else " Run again with --debug for the traceback."
-        return _fail(f"a fault in anysam itself: {reason}.{advice}", _STATUS_FAULT, debug)
+        return _fault(error, debug)
 
 
 def build_parser(command: Command | None = None) -> Parser:
@@ -144,8 +150,16 @@ def _join_signed_values(arguments: list[str]) -> list[str]:
     return joined
 
 
+def _fault(error: Exception, debug: bool) -> int:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    advice = "" if debug else " Run again with --debug for the traceback."
+    return _fail(f"a fault in anysam itself: {reason}.{advice}", _STATUS_FAULT, debug)
+
+
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    print(f"anysam: {message}", file=sys.stderr)
+    # One line, whatever characters a file name has.
+    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
+    print(f"anysam: {shown}", file=sys.stderr)
     return status

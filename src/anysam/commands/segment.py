@@ -195,6 +195,8 @@ def _plan(arguments: argparse.Namespace) -> Task:
         raise OptionError(f"--max-pixels must be at least 1, got {max_pixels}.")
     formats = tuple(word.strip() for word in (arguments.format or _DEFAULT_FORMATS).split(",") if word.strip())
     check_formats(formats)
+    if not formats:
+        raise OptionError(f"--format names no format, got {arguments.format!r}; write for example {_DEFAULT_FORMATS}.")
     hints = Hints(
         point=tuple(arguments.point),
         box=tuple(arguments.box),
