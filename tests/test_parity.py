@@ -84,6 +84,20 @@ def test_runner_names_unknown_variants_and_wants_something_to_compare(tmp_path: 
     assert "no array was compared" in done.stdout
 
 
+def test_runner_goes_on_after_a_case_that_is_cut_short(tmp_path: Path) -> None:
+    for name in ("sam_vit_b__cut", "sam_vit_z__next"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "case.json").write_text("{}")
+    (tmp_path / "sam_vit_b__cut" / "expected.npz").write_bytes(
+        (PARITY / "cases" / "sam_vit_b" / "expected.npz").read_bytes()[:5000]
+    )
+    done = run("--cases", tmp_path, "--inputs", PARITY / "inputs")
+    assert done.returncode == 1
+    assert "FAIL sam_vit_b__cut the case cannot be read" in done.stdout
+    assert "FAIL sam_vit_z__next unknown variant" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("parity: ")
+
+
 def test_runner_fails_for_a_case_that_is_not_there() -> None:
     done = run("--cases", PARITY / "cases", "--inputs", PARITY / "inputs", "--only", "sam_vit_x")
     assert done.returncode == 1

@@ -15,6 +15,8 @@ import re
 import sys
 import tempfile
 import traceback
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -175,8 +177,8 @@ def run_synthetic(case: Case, model: Any, recorder: Recorder, image: str, report
         weights_sha256=model.weights_sha256,
     )
     yield name, embedding
-    prompts = {key: value for key, value in entry["prompts"].items() if key in used}
-    yield from run_prompts(model, recorder, encoded, image, prompts)
+    # Not only those used: a prompt may begin with another one's mask.
+    yield from run_prompts(model, recorder, encoded, image, entry["prompts"])
 
 
 def run_prompts(model: Any, recorder: Recorder, encoded: Any, image: str, prompts: dict[str, Any]) -> Arrays:
@@ -385,7 +387,7 @@ def main() -> int:
             continue
         try:
             case = read_case(folder)
-        except (OSError, ValueError, AttributeError) as error:
+        except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             report.line(False, folder.name, f"the case cannot be read: {error}")
             continue
         run_case(case, options.inputs, report)
