@@ -28,13 +28,13 @@ docs: .venv/run.done  ## write the documents that are generated from the code
 	$(PY) docs/generate.py
 
 $(PY):
-	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
 
 .venv/run.done: requirements/run.txt pyproject.toml | $(PY)
 	@echo "Installing into .venv: about 1 GB, a few minutes the first time"
-	$(PIP) -r requirements/run.txt && $(PIP) --no-deps --no-build-isolation --editable .
+	@$(PIP) -r requirements/run.txt && $(PIP) --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/test.done: requirements/test.txt .venv/run.done
-	$(PIP) -r requirements/test.txt
+	@$(PIP) -r requirements/test.txt
 	@touch $@

@@ -34,7 +34,7 @@ def image_progress(count: int) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def download_progress(name: str) -> Iterator[Callable[[int, int | None], None]]:
-    """Yield `progress(bytes done, bytes in all or None)`; its first call draws a bar, or prints a line off a terminal."""
+    """Yield `progress(bytes done, bytes in all or None)`; its first call draws a bar, or off a terminal a line."""
     started: list[Progress] = []
 
     def progress(done: int, total: int | None) -> None:
