@@ -2,8 +2,9 @@
 
 0 done; 1 some of several images failed; 2 bad input; 70 a fault of this program; 130 interrupted by Ctrl-C.
 
-argparse and not typer: on two 2 GHz cores `anysam models` takes 0.13 s with argparse; an empty typer 0.29 program with
-the same options takes 0.31 s before it does anything. rich is imported only where a progress bar is drawn.
+argparse and not typer: on two 2 GHz cores an empty typer 0.29 program with a few options takes 0.31 s to do nothing, as
+much as a start may take in all; `anysam models` takes 0.18 s of CPU time with argparse (benchmarks/startup.py). rich is
+imported only where progress is shown.
 """
 
 import argparse
