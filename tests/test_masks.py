@@ -146,3 +146,8 @@ def test_polygon_may_leave_the_image():
     assert mask_to_box(mask).tolist() == [0, 0, 2, 3]
     assert mask.sum() == 6
     assert not polygon_to_mask(np.array([[9.0, 0.0], [12.0, 0.0], [12.0, 4.0]]), (4, 4)).any()
+
+
+def test_run_lengths_of_a_monstrous_size_are_refused_before_any_memory_is_taken():
+    with pytest.raises(OptionError, match=r"1000000x1000000 pixels .* at most 2,147,483,648"):
+        decode_rle({"size": [10**6, 10**6], "counts": [10**12]})

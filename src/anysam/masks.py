@@ -14,6 +14,7 @@ from pycocotools import mask as coco_mask
 
 from anysam.errors import OptionError
 
+MAX_AREA = 2**31  # a decoded mask takes a byte a pixel: what a few characters of run lengths may ask for
 _RUN_LENGTH_OFFSET = 48  # COCO writes run lengths as printable characters, starting at "0"
 
 
@@ -64,6 +65,10 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
             'The mask is not COCO run-length data: {"size": [H, W], "counts": ...} with unbroken counts is accepted.'
         ) from error
     area = height * width
+    if area > MAX_AREA:
+        raise OptionError(
+            f"A mask of {width}x{height} pixels is not decoded; at most {MAX_AREA:,} pixels are accepted."
+        )
     if min(height, width) < 0 or (runs < 0).any() or (runs > area).any() or int(runs.sum()) != area:
         raise OptionError(
             f"The mask's run lengths cover {int(runs.sum())} pixels but its size {width}x{height} has {area}; "

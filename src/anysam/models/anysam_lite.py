@@ -226,11 +226,12 @@ class LiteDecoder(nn.Module):
 def sample(features: Tensor, points: Tensor, stride: int) -> Tensor:
     """Bilinear features (1, D, h, w) at points (P, N, 2) in input-frame pixels: (P, N, D)."""
     h, w = features.shape[-2:]
+    points = points.float()
     grid = (points + 0.5) / points.new_tensor([w * stride, h * stride]) * 2 - 1  # (P, N, 2) in [-1, 1]
-    sampled = functional.grid_sample(
-        features, grid.reshape(1, -1, 1, 2).to(features.dtype), padding_mode="border", align_corners=False
-    )  # (1, D, P * N, 1)
-    return sampled[0, :, :, 0].T.unflatten(0, points.shape[:2])  # (P, N, D)
+    grid = grid.reshape(1, -1, 1, 2)  # (1, P * N, 1, 2)
+    # In float32: torch 2.13's half-precision grid_sample gives garbage for channels-last tensors on a CPU.
+    sampled = functional.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
+    return sampled[0, :, :, 0].T.unflatten(0, points.shape[:2]).to(features.dtype)  # (P, N, D)
 
 
 def draw_prompts(skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Tensor | None) -> Tensor:
