@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anysam.listing import list_models
     from anysam.errors import AnySamError
     from anysam.images import read_image
+    from anysam.listing import list_models
     from anysam.predictor import EncodedImage, Model, load
     from anysam.prompts import Prompt
     from anysam.results import MaskRecord, Prediction

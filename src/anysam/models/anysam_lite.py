@@ -9,7 +9,8 @@ from little data:
   tokens, together with the similarity of every place to the clicked places;
 - features of strides 8 and 4 enter the upscaler, so that borders are crisp.
 
-The input is not square: long side 512, padded to multiples of 32. A 640x480 photo costs 3/4 of a square.
+The input is not square: long side 640, padded to multiples of 32. A 640x480 photo costs 3/4 of a square. (The shipped
+weights were trained at 512; at 640, with the position code stretched along, they score higher: docs/training.md.)
 """
 
 from dataclasses import dataclass
@@ -35,14 +36,14 @@ from anysam.preprocess import Preprocess
 
 @dataclass(frozen=True)
 class LiteConfig:
-    """Widths of the parts. `frame` is the input side, in pixels, that the position code maps to 1."""
+    """Widths of the parts. `frame` is the input side, in pixels, that the position code maps to 1: the long side."""
 
     dim: int = 128
     skip8: int = 48
     skip4: int = 16
     num_heads: int = 4
     mlp_dim: int = 512
-    frame: int = 512
+    frame: int = 640
 
 
 SIZES = {"lite": LiteConfig()}
@@ -87,8 +88,8 @@ class InvertedResidual(nn.Module):
         self.residual = stride == 1 and cin == cout
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x if self.expand is None else functional.relu6(self.expand(x))
-        y = self.project(functional.relu6(self.depthwise(y)))
+        y = x if self.expand is None else functional.relu6(self.expand(x), inplace=True)
+        y = self.project(functional.relu6(self.depthwise(y), inplace=True))
         return x + y if self.residual else y
 
 
@@ -109,7 +110,7 @@ class EfficientNetLite0(nn.Module):
             cin = cout
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
-        x = functional.relu6(self.stem(pixels))
+        x = functional.relu6(self.stem(pixels), inplace=True)
         taps = []
         for i, stage in enumerate(self.stages):
             x = stage(x)
@@ -307,7 +308,7 @@ def limit_to_box(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
 class AnySamLite(nn.Module):
     """Backbone, neck and decoder; see the module's docstring."""
 
-    preprocess = Preprocess(long_side=512, pad_to=None, pad_multiple=32, name="anysam_lite")
+    preprocess = Preprocess(long_side=640, pad_to=None, pad_multiple=32, name="anysam_lite")
 
     def __init__(self, config: LiteConfig) -> None:
         super().__init__()

@@ -38,6 +38,7 @@ class Run:
         torch.manual_seed(recipe.seed)
         self.network = build("lite")
         self.network.backbone.load_state_dict(backbone)
+        self.network.decoder.frame = recipe.long_side  # the position code spans the long side, here as at inference
         if recipe.init:
             self.network.load_state_dict(torch.load(recipe.init, weights_only=True, map_location="cpu")["ema"])
         self.network.to(recipe.device)
