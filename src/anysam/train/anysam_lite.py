@@ -2,9 +2,8 @@
 
 SAM's recipe (paper, appendix A) on a small scale: every mask is prompted by a click or a jittered box, then by clicks
 on its errors with its previous logits; focal x 20 + dice on the best of three masks, squared error on the predicted
-IoU.
-The schedule follows the clock, so that a run fits a machine. A run resumes from its last checkpoint. Several processes
-(torchrun) average their gradients; on a CPU one process a core is faster than one process with several threads.
+IoU. The schedule follows the clock, so that a run fits a machine. A run resumes from its last checkpoint. Several
+processes (torchrun) average their gradients; on a CPU one process a core is faster than one with several threads.
 """
 
 import argparse
