@@ -563,7 +563,12 @@ def test_ctrl_c_ends_the_installed_command_with_130(tmp_path):
     command = [Path(sys.executable).parent / "anysam", "segment", tmp_path, "--point", "290,150", "--format", "png"]
     out = tmp_path / "out"
     with subprocess.Popen(
-        [*command, "--out", out], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, "--out", out],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test run in the background inherits that Ctrl-C is ignored, as shells do it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         deadline = time.monotonic() + 60
         while not (out.is_dir() and any(out.glob("*.png"))) and time.monotonic() < deadline:
