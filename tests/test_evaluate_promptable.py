@@ -116,5 +116,6 @@ def test_two_processes_give_the_scores_of_one(tmp_path, targets):
     parts = {"set": [Part(None, None, [entry], 4, True) for entry in entries]}
     one, two = (evaluate(parts, jobs, lambda row: None) for jobs in (1, 2))
     assert set(one["mean"]) == {"images", "masks", *promptable.SCORES}
+    # processes may round differently: a pixel of the smaller disc is 0.0014
     for key, value in one["set"].items():
         assert two["set"][key] == pytest.approx(value, abs=5e-3)
