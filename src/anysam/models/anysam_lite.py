@@ -286,9 +286,10 @@ def draw_box(xs: Tensor, ys: Tensor, points: Tensor, labels: Tensor) -> list[Ten
 def limit_to_box(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
     """Logits (P, C, H/4, W/4) that are nowhere positive outside the prompt's box; unchanged without a box.
 
-    A box says where the object ends, so what leaks out of it is wrong (docs/training.md has what it brings). A foreground click outside
-    widens it. The limit is the distance to the nearest side, in pixels times 2: linear, so that bilinear upscaling puts
-    its zero exactly on the side. Boxes under two cells are not limited so closely: no cell's centre might lie inside.
+    A box says where the object ends, so what leaks out of it is wrong (docs/training.md has what this brings). A
+    foreground click outside widens it. The limit is the distance to the nearest side, in pixels times 2: linear, so
+    that bilinear upscaling puts its zero exactly on the side. Boxes under two cells are not limited so closely: no
+    cell's centre might lie inside.
     """
     h, w = logits.shape[-2:]
     corner = (labels == BOX_TOP_LEFT) | (labels == BOX_BOTTOM_RIGHT)  # (P, N)
