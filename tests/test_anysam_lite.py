@@ -24,9 +24,9 @@ def test_features_and_logits_follow_the_shape_of_the_input(network, features):
     assert features["image_embeddings"].shape == (1, 128, 4, 6)
     assert features["skip8"].shape[-2:] == (8, 12) and features["skip4"].shape[-2:] == (16, 24)
     points, labels = torch.tensor([CLICK]), torch.tensor([[1, -1]])
-    logits, ious = network.decode(features, points, labels, None, multimask=True)
+    logits, ious, _ = network.decode(features, points, labels, None, multimask=True)
     assert logits.shape == (1, 3, 16, 24) and ious.shape == (1, 3)
-    logits, ious = network.decode(features, points, labels, None, multimask=False)
+    logits, ious, _ = network.decode(features, points, labels, None, multimask=False)
     assert logits.shape == (1, 1, 16, 24) and ious.shape == (1, 1)
 
 
@@ -34,10 +34,10 @@ def test_a_batch_of_prompts_equals_the_prompts_one_by_one(network, features):
     points, labels = torch.tensor([CLICK, PADDED_BOX]), torch.tensor([[1, -1], [2, 3]])
     masks = torch.randn(2, 1, 16, 24)
     for mask_logits in (None, masks):
-        logits, ious = network.decode(features, points, labels, mask_logits, multimask=True)
+        logits, ious, _ = network.decode(features, points, labels, mask_logits, multimask=True)
         for i in range(2):
             own = None if mask_logits is None else mask_logits[i : i + 1]
-            one, iou = network.decode(features, points[i : i + 1], labels[i : i + 1], own, multimask=True)
+            one, iou, _ = network.decode(features, points[i : i + 1], labels[i : i + 1], own, multimask=True)
             torch.testing.assert_close(logits[i : i + 1], one, rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(ious[i : i + 1], iou, rtol=1e-4, atol=1e-5)
 

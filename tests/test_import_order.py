@@ -16,7 +16,8 @@ RANKS = [
     ["prompts"],
     ["images"],
     ["results", "catalogue"],
-    ["preprocess", "metrics", "datasets"],
+    ["derived_prompts"],
+    ["preprocess", "letterbox", "metrics", "datasets"],
     ["models"],
     ["fetch"],
     ["listing", "checkpoints"],
@@ -31,7 +32,7 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: lazy, and last
 
 # torch is a second of waiting and half a gigabyte: what does not compute with it does not import it.
-WITH_TORCH = {"preprocess", "models", "checkpoints", "predictor", "train", "evaluate"}
+WITH_TORCH = {"preprocess", "letterbox", "models", "checkpoints", "predictor", "train", "evaluate"}
 
 
 def unit_of(module):

@@ -229,15 +229,58 @@ def test_a_model_is_a_name_or_a_path() -> None:
         anysam.load(3)  # type: ignore[arg-type]
 
 
+def limited(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
+    """Make the tiny model's row say that it takes less."""
+    row = dataclasses.replace(find_variant("sam_vit_b"), **changes)  # type: ignore[arg-type]
+    monkeypatch.setattr(predictor, "find_variant", lambda name: row)
+
+
 def test_kind_the_model_does_not_take_is_an_error(
     model: Model, encoded: EncodedImage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    row = dataclasses.replace(find_variant("sam_vit_b"), prompts=("point", "box"))
-    monkeypatch.setattr(predictor, "find_variant", lambda name: row)
-    model.predict(encoded, [Prompt(points=[[1, 1]]), Prompt(box=[1, 1, 5, 5])])
-    for prompt in (Prompt(mask=disc()), Prompt(points=[[1, 1]], low_res_logits=np.zeros((16, 16)))):
-        with pytest.raises(PromptError, match="sam_vit_b takes no mask prompt; it takes point, box"):
-            model.predict(encoded, prompt)
+    limited(monkeypatch, prompts=("box",))
+    model.predict(encoded, Prompt(box=[1, 1, 5, 5]))
+    with pytest.raises(PromptError, match="sam_vit_b takes no point prompt; it takes box"):
+        model.predict(encoded, Prompt(points=[[1, 1]]))
+
+
+def test_mask_for_a_model_that_takes_none_is_answered_by_the_candidate_most_like_it(
+    model: Model, encoded: EncodedImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, prompts=("point", "box"))
+    derived = Prompt(points=[[50.5, 20.5]], box=[38, 8, 63, 33])  # the disc's centre and box
+    candidates = [*model.predict(encoded, derived, True).masks, *model.predict(encoded, derived, False).masks]
+    best = max(candidates, key=lambda mask: (mask & disc()).sum() / (mask | disc()).sum())
+    chosen, box = model.predict(encoded, [Prompt(mask=disc()), Prompt(box=[1, 1, 5, 5])])
+    assert chosen.masks.shape == (1, 48, 80)
+    assert np.array_equal(chosen.masks[0], best)
+    assert len(model.predict(encoded, Prompt(mask=disc()), multimask=True).masks) == 3
+    assert_same(box, model.predict(encoded, Prompt(box=[1, 1, 5, 5])))
+
+
+def test_earlier_logits_for_a_model_that_takes_none_are_read_as_the_mask_they_are(
+    model: Model, encoded: EncodedImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = model.predict(encoded, Prompt(box=[10, 5, 60, 40]))
+    limited(monkeypatch, prompts=("point", "box"))
+    by_logits = model.predict(encoded, Prompt(low_res_logits=earlier.low_res_logits[0]))
+    assert_same(by_logits, model.predict(encoded, Prompt(mask=earlier.masks[0])))
+    with pytest.raises(PromptError, match="mark no pixel, and sam_vit_b takes no mask prompt"):
+        model.predict(encoded, Prompt(low_res_logits=np.full((16, 16), -1.0)))
+
+
+def test_more_points_than_the_model_takes_are_refused_not_dropped(
+    model: Model, encoded: EncodedImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited(monkeypatch, max_points=6)
+    model.predict(encoded, Prompt(points=[[i, i] for i in range(6)]))
+    with pytest.raises(PromptError, match="takes at most 6 points"):
+        model.predict(encoded, [Prompt(points=[[1, 1]]), Prompt(points=[[i, i] for i in range(7)])])
+
+
+def test_model_that_finds_nothing_by_itself_says_which_do(model: Model, encoded: EncodedImage) -> None:
+    with pytest.raises(OptionError, match="finds no objects by itself; models that do are .*fastsam_s"):
+        model.detect(encoded)
 
 
 def test_encoding_of_another_model_weights_or_frame_is_refused(model: Model, encoded: EncodedImage) -> None:

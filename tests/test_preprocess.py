@@ -67,7 +67,7 @@ def test_prepare_image_pads_right_too_and_casts() -> None:
 
 
 def tokens_of(prompt: Prompt) -> tuple[list, list]:
-    points, labels = prompt_tokens(resolve_prompt(prompt, (600, 800)), (600, 800), (768, 1024))
+    points, labels = prompt_tokens(resolve_prompt(prompt, (600, 800)), SAM, (600, 800))
     assert points.dtype == torch.float32
     assert labels.dtype == torch.int64
     return points.tolist(), labels.tolist()
@@ -88,7 +88,7 @@ def test_box_corners_come_last_and_need_no_padding_point() -> None:
 
 def test_each_axis_has_its_own_scale() -> None:
     prompt = resolve_prompt(Prompt(points=[[733, 1100]]), (1100, 733))
-    points, _ = prompt_tokens(prompt, (1100, 733), (1024, 682))
+    points, _ = prompt_tokens(prompt, SAM, (1100, 733))
     assert points[0].tolist() == [682, 1024]
 
 

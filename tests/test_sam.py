@@ -146,7 +146,7 @@ def test_decode_keeps_the_protocol(multimask: bool, masks: int, with_mask: bool)
     features = network.encode_image(torch.zeros(1, 3, 64, 64))
     assert features["image_embeddings"].shape == (1, 32, 4, 4)
     mask_logits = torch.zeros(5, 1, 16, 16) if with_mask else None
-    logits, ious = network.decode(features, torch.ones(5, 2, 2), torch.ones(5, 2).long(), mask_logits, multimask)
+    logits, ious, _ = network.decode(features, torch.ones(5, 2, 2), torch.ones(5, 2).long(), mask_logits, multimask)
     assert logits.shape == (5, masks, 16, 16)
     assert ious.shape == (5, masks)
 
@@ -157,7 +157,7 @@ def test_a_prompt_that_is_only_a_mask_adds_no_token() -> None:
     randomise(network)
     features = network.encode_image(torch.zeros(1, 3, 64, 64))
     mask_logits = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(1))
-    logits, _ = network.decode(features, torch.zeros(2, 1, 2), torch.full((2, 1), -1), mask_logits, False)
+    logits, _, _ = network.decode(features, torch.zeros(2, 1, 2), torch.full((2, 1), -1), mask_logits, False)
     dense = network.prompt_encoder.mask_downscaling(mask_logits)
     no_tokens = torch.zeros(2, 0, 32)
     expected, _ = network.mask_decoder(

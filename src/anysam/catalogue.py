@@ -27,12 +27,14 @@ class WeightsFile:
     url: the full https address, or None when the file is not downloadable (it ships inside the package).
     sha256: 64 lower-case hex digits, or None when no published hash is known.
     bytes: the file's size, or None when it is not known.
+    page: where a person gets a file that has no direct address, or None.
     """
 
     name: str
     url: str | None = None
     sha256: str | None = None
     bytes: int | None = None
+    page: str | None = None
 
     def __post_init__(self) -> None:
         if not self.name or self.name.startswith(".") or "/" in self.name or "\\" in self.name:
@@ -49,12 +51,16 @@ class Variant:
 
     name: the unique public name, for example "sam_vit_b".
     family, size: what `anysam.models.build(family, size)` takes.
-    prompts: the prompt kinds the model understands, each one of PROMPT_KINDS.
-    parameters: how many values are learned (buffers not counted), or None when it is not known here.
-    file: the published or shipped weights.
+    prompts: the prompt kinds the model itself understands, each one of PROMPT_KINDS; what is missing is derived where
+        it can be. None at all for a detector.
+    parameters: how many values are learned (buffers not counted), or None when the weights decide it.
+    file: the published or shipped weights. parts: the published files from which `anysam convert` makes `file`, when
+        it is not published itself.
     code_licence, weights_licence: SPDX identifiers where there is one, else words.
     source: the repository the architecture is described in.
     summary: one short line for people choosing a model.
+    max_points: the most points of one prompt, a box counting as two, or None when there is no limit.
+    gmac: multiplications with addition for encoding one image, in units of 10**9, or None when the weights decide it.
     """
 
     name: str
@@ -67,36 +73,66 @@ class Variant:
     weights_licence: str
     source: str
     summary: str
+    parts: tuple[WeightsFile, ...] = ()
+    max_points: int | None = None
+    gmac: float | None = None
 
     def __post_init__(self) -> None:
         unknown = [kind for kind in self.prompts if kind not in PROMPT_KINDS]
-        if unknown or not self.prompts:
+        if unknown:
             raise ValueError(f"prompts of {self.name} must be some of {PROMPT_KINDS}, got {self.prompts}")
 
     @property
+    def files(self) -> tuple[WeightsFile, ...]:
+        """The published files: `parts`, or the one."""
+        return self.parts or (self.file,)
+
+    @property
     def megabytes(self) -> float | None:
-        """Size of the published weights file in units of 10**6 bytes, or None when it is not known."""
-        return None if self.file.bytes is None else self.file.bytes / 1e6
+        """Size of the published weights in units of 10**6 bytes, or None when it is not known."""
+        sizes = [file.bytes for file in self.files if file.bytes is not None]
+        return sum(sizes) / 1e6 if len(sizes) == len(self.files) else None
 
 
-_SAM_PROMPTS = ("point", "box", "mask")
-_SAM_SOURCE = "https://github.com/facebookresearch/segment-anything"
+_ALL, _POINT_BOX = ("point", "box", "mask"), ("point", "box")
+_APACHE, _AGPL, _S_LAB, _UNSTATED = "Apache-2.0", "AGPL-3.0", "S-Lab-1.0", "none stated"
+
+_SAM = "https://github.com/facebookresearch/segment-anything"
 _SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything/"
+_MOBILE_SAM = "https://github.com/ChaoningZhang/MobileSAM"
+_MOBILE_SAM_V2_PAGE = "https://drive.google.com/file/d/1dE-YAG-1mFCBmao2rHDp0n-PP4eH7SjE/view"
+_EFFICIENT_SAM = "https://github.com/yformer/EfficientSAM"
+_EFFICIENT_SAM_FILES = "https://huggingface.co/yunyangx/EfficientSAM/resolve/main/"
+_EFFICIENTVIT_SAM = "https://github.com/mit-han-lab/efficientvit"
+_EFFICIENTVIT_SAM_FILES = "https://huggingface.co/mit-han-lab/efficientvit-sam/resolve/main/"
+_EDGE_SAM = "https://github.com/chongzhou96/EdgeSAM"
+_EDGE_SAM_FILES = "https://huggingface.co/spaces/chongzhou/EdgeSAM/resolve/main/weights/"
+_SLIM_SAM = "https://github.com/czg1225/SlimSAM"
+_SLIM_SAM_HUB = "https://huggingface.co/Zigeng/"
+_FAST_SAM = "https://github.com/CASIA-IVA-Lab/FastSAM"
+_TAP = "https://github.com/baaivision/tokenize-anything"
+_TAP_FILES = "https://huggingface.co/BAAI/tokenize-anything/resolve/main/models/"
+_SAM_LIGHTENING = "https://github.com/Songyanfei/SAM-LIGHTENING"
+
+_PROMPT_GUIDED_DECODER = WeightsFile(
+    name="Prompt_guided_Mask_Decoder.pt",
+    url=_MOBILE_SAM + "/raw/master/MobileSAMv2/PromptGuidedDecoder/Prompt_guided_Mask_Decoder.pt",
+)
 
 VARIANTS: tuple[Variant, ...] = (
     Variant(
         name="anysam_lite",
         family="anysam_lite",
         size="lite",
-        prompts=_SAM_PROMPTS,
+        prompts=_ALL,
         parameters=4_806_964,
         file=WeightsFile(
             name="anysam_lite.safetensors",
             sha256="b7ddcf617c9d1eca6e3d6752c77bd4aeb2654cd938d0aab2ea71e161473e2034",
             bytes=9_643_456,
         ),
-        code_licence="Apache-2.0",
-        weights_licence="Apache-2.0 (read the card)",
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
         source="this package",
         summary="small model inside the package: works at once, offline, on a CPU",
     ),
@@ -104,7 +140,7 @@ VARIANTS: tuple[Variant, ...] = (
         name="sam_vit_b",
         family="sam",
         size="vit_b",
-        prompts=_SAM_PROMPTS,
+        prompts=_ALL,
         parameters=93_735_472,
         file=WeightsFile(
             name="sam_vit_b_01ec64.pth",
@@ -112,16 +148,16 @@ VARIANTS: tuple[Variant, ...] = (
             sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
             bytes=375_042_383,
         ),
-        code_licence="Apache-2.0",
-        weights_licence="Apache-2.0",
-        source=_SAM_SOURCE,
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SAM,
         summary="SAM with the base image encoder",
     ),
     Variant(
         name="sam_vit_l",
         family="sam",
         size="vit_l",
-        prompts=_SAM_PROMPTS,
+        prompts=_ALL,
         parameters=312_342_832,
         file=WeightsFile(
             name="sam_vit_l_0b3195.pth",
@@ -129,16 +165,16 @@ VARIANTS: tuple[Variant, ...] = (
             sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
             bytes=1_249_524_607,
         ),
-        code_licence="Apache-2.0",
-        weights_licence="Apache-2.0",
-        source=_SAM_SOURCE,
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SAM,
         summary="SAM with the large image encoder: close to the best quality",
     ),
     Variant(
         name="sam_vit_h",
         family="sam",
         size="vit_h",
-        prompts=_SAM_PROMPTS,
+        prompts=_ALL,
         parameters=641_090_608,
         file=WeightsFile(
             name="sam_vit_h_4b8939.pth",
@@ -146,10 +182,428 @@ VARIANTS: tuple[Variant, ...] = (
             sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
             bytes=2_564_550_879,
         ),
-        code_licence="Apache-2.0",
-        weights_licence="Apache-2.0",
-        source=_SAM_SOURCE,
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SAM,
         summary="SAM with the huge image encoder: the best quality, the slowest",
+    ),
+    Variant(
+        name="mobile_sam",
+        family="mobile_sam",
+        size="tiny_vit",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="mobile_sam.pt",
+            url=_MOBILE_SAM + "/raw/master/weights/mobile_sam.pt",
+            sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+            bytes=40_728_226,
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_MOBILE_SAM,
+        summary="SAM with a distilled TinyViT encoder: a twelfth of the work of SAM-B",
+    ),
+    Variant(
+        name="mobilesamv2_tiny_vit",
+        family="mobile_sam_v2",
+        size="tiny_vit",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="mobilesamv2_tiny_vit.safetensors", page=_MOBILE_SAM_V2_PAGE),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_MOBILE_SAM,
+        summary="MobileSAMv2, TinyViT encoder: a decoder trained for box prompts",
+        parts=(WeightsFile(name="mobilesamv2_tiny_vit_encoder.pt", page=_MOBILE_SAM_V2_PAGE), _PROMPT_GUIDED_DECODER),
+    ),
+    Variant(
+        name="mobilesamv2_efficientvit_l2",
+        family="mobile_sam_v2",
+        size="efficientvit_l2",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="mobilesamv2_efficientvit_l2.safetensors", page=_MOBILE_SAM_V2_PAGE),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_MOBILE_SAM,
+        summary="MobileSAMv2, EfficientViT-L2 encoder: a decoder trained for box prompts",
+        parts=(WeightsFile(name="l2.pt", page=_MOBILE_SAM_V2_PAGE), _PROMPT_GUIDED_DECODER),
+    ),
+    Variant(
+        name="mobilesamv2_sam_vit_h",
+        family="mobile_sam_v2",
+        size="sam_vit_h",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="mobilesamv2_sam_vit_h.safetensors", page=_MOBILE_SAM_V2_PAGE),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_MOBILE_SAM,
+        summary="MobileSAMv2, SAM-H encoder: a decoder trained for box prompts",
+        parts=(WeightsFile(name="sam_vit_h.pt", page=_MOBILE_SAM_V2_PAGE), _PROMPT_GUIDED_DECODER),
+    ),
+    Variant(
+        name="mobilesamv2_object_aware",
+        family="object_aware",
+        size="x",
+        prompts=(),
+        parameters=None,
+        file=WeightsFile(
+            name="ObjectAwareModel.pt",
+            sha256="4d99244a9c7a4d7330af28d1801ebee362fa469ac564b57c8eab48b43e4e64a1",
+            bytes=140_395_126,
+            page=_MOBILE_SAM_V2_PAGE,
+        ),
+        code_licence=_AGPL,
+        weights_licence=_AGPL,
+        source=_MOBILE_SAM,
+        summary="MobileSAMv2 detector: boxes of all objects, to prompt another model with",
+    ),
+    Variant(
+        name="efficient_sam_vitt",
+        family="efficient_sam",
+        size="vitt",
+        prompts=_POINT_BOX,
+        parameters=None,
+        file=WeightsFile(
+            name="efficient_sam_vitt.pt",
+            url=_EFFICIENT_SAM_FILES + "efficient_sam_vitt.pt",
+            sha256="dff858b19600a46461cbb7de98f796b23a7a888d9f5e34c0b033f7d6eb9e4e6a",
+            bytes=40_982_470,
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENT_SAM,
+        summary="plain tiny ViT pretrained to imitate SAM-H",
+        max_points=6,
+    ),
+    Variant(
+        name="efficient_sam_vits",
+        family="efficient_sam",
+        size="vits",
+        prompts=_POINT_BOX,
+        parameters=None,
+        file=WeightsFile(
+            name="efficient_sam_vits.pt",
+            url=_EFFICIENT_SAM_FILES + "efficient_sam_vits.pt",
+            sha256="339376940b92351ae26dd1162e2305a1cc6f5cde735105e91286251abd9a6b65",
+            bytes=105_742_022,
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENT_SAM,
+        summary="plain small ViT pretrained to imitate SAM-H",
+        max_points=6,
+    ),
+    Variant(
+        name="efficientvit_sam_l0",
+        family="efficientvit_sam",
+        size="l0",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="efficientvit_sam_l0.pt",
+            url=_EFFICIENTVIT_SAM_FILES + "efficientvit_sam_l0.pt",
+            sha256="c4f994b01a16d48bcf2fbbb089448cfbf58fae5811edfa8113c953b8b8cc64b8",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENTVIT_SAM,
+        summary="convolutions and linear attention, image of 512: the quickest",
+    ),
+    Variant(
+        name="efficientvit_sam_l1",
+        family="efficientvit_sam",
+        size="l1",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="efficientvit_sam_l1.pt",
+            url=_EFFICIENTVIT_SAM_FILES + "efficientvit_sam_l1.pt",
+            sha256="fa151df2b9b96896accd505470755cdd293a4c50cdabac95478f3fbd86d9152b",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENTVIT_SAM,
+        summary="convolutions and linear attention, image of 512",
+    ),
+    Variant(
+        name="efficientvit_sam_l2",
+        family="efficientvit_sam",
+        size="l2",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="efficientvit_sam_l2.pt",
+            url=_EFFICIENTVIT_SAM_FILES + "efficientvit_sam_l2.pt",
+            sha256="d4bfd842224cbb99de09acc3325e81ac5b7e8725c8fbdab152305e5d934bfe4a",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENTVIT_SAM,
+        summary="convolutions and linear attention, image of 512",
+    ),
+    Variant(
+        name="efficientvit_sam_xl0",
+        family="efficientvit_sam",
+        size="xl0",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="efficientvit_sam_xl0.pt",
+            url=_EFFICIENTVIT_SAM_FILES + "efficientvit_sam_xl0.pt",
+            sha256="9bc2f87bd23d6e6d1f7b5beff910f98835c7c333fac73e695bac0bec685968f8",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENTVIT_SAM,
+        summary="convolutions and linear attention, image of 1024",
+    ),
+    Variant(
+        name="efficientvit_sam_xl1",
+        family="efficientvit_sam",
+        size="xl1",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="efficientvit_sam_xl1.pt",
+            url=_EFFICIENTVIT_SAM_FILES + "efficientvit_sam_xl1.pt",
+            sha256="10f42277679427c1183dcff19758e536aa86bcc4304e4b387ff48865784be05c",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_EFFICIENTVIT_SAM,
+        summary="convolutions and linear attention, image of 1024",
+    ),
+    Variant(
+        name="edge_sam",
+        family="edge_sam",
+        size="m1",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="edge_sam.pth",
+            url=_EDGE_SAM_FILES + "edge_sam.pth",
+            sha256="439b086a20ab6fba90c12cba32e0001ba3aa726da5791ff8738acdd440330991",
+            bytes=38_807_540,
+        ),
+        code_licence=_S_LAB,
+        weights_licence=_S_LAB,
+        source=_EDGE_SAM,
+        summary="RepViT encoder for phones, distilled with prompts",
+    ),
+    Variant(
+        name="edge_sam_3x",
+        family="edge_sam",
+        size="m1",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="edge_sam_3x.pth",
+            url=_EDGE_SAM_FILES + "edge_sam_3x.pth",
+            sha256="5a3e3261da9e2f4c8154410885689ae57d09cbf4cf5d0c848b9d80b6df336ece",
+            bytes=38_807_540,
+        ),
+        code_licence=_S_LAB,
+        weights_licence=_S_LAB,
+        source=_EDGE_SAM,
+        summary="EdgeSAM trained on three times as many images",
+    ),
+    Variant(
+        name="slimsam_77_uniform",
+        family="slim_sam",
+        size="77_uniform",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="slimsam_77_uniform.safetensors",
+            url=_SLIM_SAM_HUB + "SlimSAM-uniform-77/resolve/main/model.safetensors",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SLIM_SAM,
+        summary="SAM-B with 77 percent of every layer pruned away",
+    ),
+    Variant(
+        name="slimsam_50_uniform",
+        family="slim_sam",
+        size="50_uniform",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(
+            name="slimsam_50_uniform.safetensors",
+            url=_SLIM_SAM_HUB + "SlimSAM-uniform-50/resolve/main/model.safetensors",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SLIM_SAM,
+        summary="SAM-B with 50 percent of every layer pruned away",
+    ),
+    Variant(
+        name="slimsam_77",
+        family="slim_sam",
+        size="77",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="SlimSAM-77.pth", url=_SLIM_SAM_HUB + "SlimSAM/resolve/main/SlimSAM-77.pth"),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SLIM_SAM,
+        summary="SAM-B with the least important 77 percent pruned, unevenly",
+    ),
+    Variant(
+        name="slimsam_50",
+        family="slim_sam",
+        size="50",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="SlimSAM-50.pth", url=_SLIM_SAM_HUB + "SlimSAM/resolve/main/SlimSAM-50.pth"),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_SLIM_SAM,
+        summary="SAM-B with the least important 50 percent pruned, unevenly",
+    ),
+    Variant(
+        name="fastsam_s",
+        family="fast_sam",
+        size="s",
+        prompts=_ALL,
+        parameters=11_790_483,
+        file=WeightsFile(
+            name="FastSAM-s.pt", page="https://drive.google.com/file/d/10XmSj6mmpmRb8NhXbtiuO9cTTBwR_9SV/view"
+        ),
+        code_licence=_AGPL,
+        weights_licence=_AGPL,
+        source=_FAST_SAM,
+        summary="finds all objects once, prompts choose among them: small",
+    ),
+    Variant(
+        name="fastsam_x",
+        family="fast_sam",
+        size="x",
+        prompts=_ALL,
+        parameters=72_234_149,
+        file=WeightsFile(
+            name="FastSAM.pt",
+            sha256="c0be4e7ddbe4c15333d15a859c676d053c486d0a746a3be6a7a9790d52a9b6d7",
+            bytes=144_943_063,
+            page="https://drive.google.com/file/d/1m1sjY4ihXBU1fZXdQ-Xdj-mDltW-2Rqv/view",
+        ),
+        code_licence=_AGPL,
+        weights_licence=_AGPL,
+        source=_FAST_SAM,
+        summary="finds all objects once, prompts choose among them: large",
+    ),
+    Variant(
+        name="tap_vit_b",
+        family="tap",
+        size="vit_b",
+        prompts=_POINT_BOX,
+        parameters=174_549_876,
+        file=WeightsFile(
+            name="tap_vit_b_v1_1.pkl",
+            url=_TAP_FILES + "tap_vit_b_v1_1.pkl",
+            sha256="6d156fb5bee6ca720f291a6b11f2bb7e51c49adc2034c540d171f1ce6b0e5e4b",
+            bytes=355_654_299,
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_TAP,
+        summary="masks with names and captions, base encoder (v1.1)",
+    ),
+    Variant(
+        name="tap_vit_l",
+        family="tap",
+        size="vit_l",
+        prompts=_POINT_BOX,
+        parameters=399_314_788,
+        file=WeightsFile(
+            name="tap_vit_l_v1_1.pkl",
+            url=_TAP_FILES + "tap_vit_l_v1_1.pkl",
+            sha256="d7301f73267786bfafc7223931b3fd51baf111d1c24bcc1278ea6378139f1067",
+            bytes=811_637_487,
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_TAP,
+        summary="masks with names and captions, large encoder (v1.1)",
+    ),
+    Variant(
+        name="tap_vit_h",
+        family="tap",
+        size="vit_h",
+        prompts=_POINT_BOX,
+        parameters=735_789_796,
+        file=WeightsFile(
+            name="tap_vit_h_v1_1.pkl",
+            url=_TAP_FILES + "tap_vit_h_v1_1.pkl",
+            sha256="5d3caabfc826ad52f2c34f4fe6f575b70189d3effe837da9cf3264d080c40227",
+        ),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_TAP,
+        summary="masks with names and captions, huge encoder (v1.1)",
+    ),
+    Variant(
+        name="tap_vit_b_v1_0",
+        family="tap",
+        size="vit_b",
+        prompts=_POINT_BOX,
+        parameters=174_549_876,
+        file=WeightsFile(name="tap_vit_b_v1_0.pkl", url=_TAP_FILES + "tap_vit_b_v1_0.pkl"),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_TAP,
+        summary="masks with names and captions, base encoder (v1.0)",
+    ),
+    Variant(
+        name="tap_vit_l_v1_0",
+        family="tap",
+        size="vit_l",
+        prompts=_POINT_BOX,
+        parameters=399_314_788,
+        file=WeightsFile(name="tap_vit_l_v1_0.pkl", url=_TAP_FILES + "tap_vit_l_v1_0.pkl"),
+        code_licence=_APACHE,
+        weights_licence=_APACHE,
+        source=_TAP,
+        summary="masks with names and captions, large encoder (v1.0)",
+    ),
+    Variant(
+        name="sam_lightening",
+        family="sam_lightening",
+        size="t",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="sam_lightening.safetensors", page=_SAM_LIGHTENING),
+        code_licence=_UNSTATED,
+        weights_licence=_UNSTATED,
+        source=_SAM_LIGHTENING,
+        summary="dilated attention, two global blocks: weights were never released, train your own",
+    ),
+    Variant(
+        name="sam_lightening_t_np",
+        family="sam_lightening",
+        size="t_np",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="sam_lightening_t_np.safetensors", page=_SAM_LIGHTENING),
+        code_licence=_UNSTATED,
+        weights_licence=_UNSTATED,
+        source=_SAM_LIGHTENING,
+        summary="dilated attention, nine blocks, none global: weights were never released, train your own",
+    ),
+    Variant(
+        name="sam_lightening_t_np2",
+        family="sam_lightening",
+        size="t_np2",
+        prompts=_ALL,
+        parameters=None,
+        file=WeightsFile(name="sam_lightening_t_np2.safetensors", page=_SAM_LIGHTENING),
+        code_licence=_UNSTATED,
+        weights_licence=_UNSTATED,
+        source=_SAM_LIGHTENING,
+        summary="dilated attention, six blocks, none global: weights were never released, train your own",
     ),
 )
 

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, overload
+from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 import torch
@@ -19,14 +19,20 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from anysam.catalogue import DEFAULT_VARIANT, find_variant
+from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, find_variant
 from anysam.checkpoints import load_model, write_tensors
+from anysam.derived_prompts import check_points, choose_by_mask, prompt_from_mask
 from anysam.errors import ImageError, OptionError, PromptError
 from anysam.images import read_image
-from anysam.models import PromptableModel
-from anysam.preprocess import mask_to_logits, prepare_image, prompt_tokens, upscale_logits
+from anysam.letterbox import prepare_letterbox
+from anysam.models import InstanceModel, PromptableModel, SelectingModel
+from anysam.models.layers import fuse
+from anysam.preprocess import Preprocess, mask_to_logits, prepare_image, prompt_tokens, upscale_logits
 from anysam.prompts import Prompt, ResolvedPrompt, resolve_prompt
 from anysam.results import Prediction
+
+if TYPE_CHECKING:
+    from anysam.models.yolov8 import Instances
 
 _FORMAT = "anysam-encoded-image-1"
 
@@ -43,7 +49,8 @@ _LOGITS_AT_ONCE = 32 * 1024 * 1024
 class EncodedImage:
     """What a model keeps of an image: everything `Model.predict` needs beside the prompts.
 
-    features: the network's tensors, leading dimension 1; "image_embeddings" (1, D, h, w) is always there.
+    features: the network's tensors, leading dimension 1; "image_embeddings" (1, D, h, w) for a model that takes
+        prompts, "decoded" (1, rows, anchors) for one that finds objects first.
     original_size, input_size: (H, W) of the image and of the resized, unpadded input.
     variant, preprocess, weights_sha256: the model that made it; only the same one can use it.
     """
@@ -102,7 +109,7 @@ class EncodedImage:
             raise ImageError(
                 f"{str(path)!r} is a damaged encoded image ({error!r}); encode the image again."
             ) from error
-        if "image_embeddings" not in features or any(len(tensor) != 1 for tensor in features.values()):
+        if not {"image_embeddings", "decoded"} & set(features) or any(len(tensor) != 1 for tensor in features.values()):
             raise ImageError(f"{str(path)!r} does not hold the features of one image; encode the image again.")
         return encoded
 
@@ -116,7 +123,7 @@ class Model:
     """
 
     variant: str
-    network: PromptableModel
+    network: PromptableModel | InstanceModel
     device: torch.device
     dtype: torch.dtype
     weights_sha256: str
@@ -128,7 +135,9 @@ class Model:
         Raises ImageError for whatever `anysam.read_image` refuses.
         """
         array = read_image(image)
-        pixels, input_size = prepare_image(array, self.network.preprocess, self.device, self.dtype)
+        frame = self.network.preprocess
+        prepare = prepare_image if isinstance(frame, Preprocess) else prepare_letterbox
+        pixels, input_size = prepare(array, frame, self.device, self.dtype)  # type: ignore[arg-type]
         # Contiguous, as they are after saving and loading: another layout rounds differently in the decoder.
         features = {name: tensor.contiguous() for name, tensor in self.network.encode_image(pixels).items()}
         return EncodedImage(
@@ -153,8 +162,12 @@ class Model:
     ) -> Prediction | list[Prediction]:
         """Masks for one prompt (a Prediction) or for several, of any kinds (a list, in the same order).
 
-        multimask: True for three masks per prompt, False for one. None decides for each prompt: three for a single
-        point with nothing else, which is ambiguous, else one. The results do not depend on the other prompts.
+        multimask: True for several masks per prompt (three, from most models), False for one. None decides as the
+        model's authors do; SAM gives three for a single point with nothing else, which is ambiguous, else one. The
+        results do not depend on the other prompts.
+
+        A mask, polygon or scribble for a model that does not take one is put in points and a box; the candidate that
+        overlaps the mask most is then returned alone, unless multimask is True.
 
         Raises PromptError for prompts outside the image or of a kind the model does not take, OptionError for an
         encoding that another model or other weights made.
@@ -165,24 +178,80 @@ class Model:
             raise PromptError(f"A prompt must be an anysam.Prompt or a list of them, got {type(prompt).__name__}.")
         return self._predict(encoded, list(prompt), multimask)
 
+    def detect(
+        self, encoded: EncodedImage, *, confidence: float | None = None, nms_iou: float | None = None, limit: int = 300
+    ) -> "Instances":
+        """All objects that a model of the FastSAM kind, or a detector, found in the image, best first.
+
+        confidence: least score, 0 to 1. nms_iou: of two boxes that overlap more than this, the worse is left out.
+        None is what the model's authors use. limit: the most objects. Raises OptionError for a model that finds
+        nothing by itself, a value out of range, or another model's encoding.
+        """
+        network = self.network
+        if not isinstance(network, InstanceModel):
+            raise OptionError(
+                f"{self.variant} finds no objects by itself; models that do are {', '.join(_detecting_variants())}."
+            )
+        self._check_encoded(encoded)
+        confidence = network.default_confidence if confidence is None else confidence
+        nms_iou = network.default_nms_iou if nms_iou is None else nms_iou
+        for name, value in (("confidence", confidence), ("nms_iou", nms_iou)):
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise OptionError(f"{name} must be a number from 0 to 1, got {value!r}.")
+        if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+            raise OptionError(f"limit must be a whole number of at least 1, got {limit!r}.")
+        features = {name: tensor.to(self.device) for name, tensor in encoded.features.items()}
+        with torch.inference_mode():
+            return network.instances(
+                features, encoded.original_size, confidence=confidence, nms_iou=nms_iou, limit=limit
+            )
+
     @torch.inference_mode()
     def _predict(self, encoded: EncodedImage, prompts: list[Prompt], multimask: bool | None) -> list[Prediction]:
         self._check_encoded(encoded)
-        features = {name: tensor.to(self.device) for name, tensor in encoded.features.items()}
-        queries = []
+        if not prompts:
+            return []
+        resolved = []
         for i, prompt in enumerate(prompts):
             try:
-                queries.append(self._query(prompt, encoded, multimask))
+                resolved.append(self._resolve(prompt, encoded))
             except PromptError as error:
                 raise (
                     error if len(prompts) == 1 else PromptError(f"Prompt {i + 1} of {len(prompts)}: {error}")
                 ) from error
-        predictions: dict[int, Prediction] = {}
+        if isinstance(self.network, SelectingModel):
+            found = self.detect(encoded)
+            return [self.network.select(found, prompt, bool(multimask)) for prompt in resolved]
+        return self._decode_all(encoded, resolved, multimask)
+
+    def _decode_all(
+        self, encoded: EncodedImage, prompts: list[ResolvedPrompt], multimask: bool | None
+    ) -> list[Prediction]:
+        """Predictions for prompts of any kinds, in their order, decoded in batches of equal form."""
+        features = {name: tensor.to(self.device) for name, tensor in encoded.features.items()}
+        # A prompt is one query, or two where the answer is chosen among all masks that the model can propose.
+        queries: list[_Query] = []
+        owners: list[int] = []
+        hints: dict[int, np.ndarray] = {}
+        for i, prompt in enumerate(prompts):
+            hint = self._hint(prompt, encoded)
+            if hint is None or multimask:
+                own = [self._query(prompt, encoded, multimask, hint)]
+            else:
+                hints[i] = hint
+                own = [self._query(prompt, encoded, several, hint) for several in (False, True)]
+            queries += own
+            owners += [i] * len(own)
+        answers: dict[int, Prediction] = {}
         for batch in _batches(queries, _PROMPTS_AT_ONCE_CPU if self.device.type == "cpu" else _PROMPTS_AT_ONCE_GPU):
-            members = [queries[i] for i in batch]
-            for i, prediction in zip(batch, self._decode(features, encoded, members), strict=True):
-                predictions[i] = prediction
-        return [predictions[i] for i in range(len(prompts))]
+            members = [queries[j] for j in batch]
+            answers |= zip(batch, self._decode(features, encoded, members), strict=True)
+        predictions: dict[int, Prediction] = {}
+        for j, i in enumerate(owners):
+            predictions[i] = _join(predictions[i], answers[j]) if i in predictions else answers[j]
+        return [
+            choose_by_mask(predictions[i], hints[i]) if i in hints else predictions[i] for i in range(len(prompts))
+        ]
 
     def _check_encoded(self, encoded: EncodedImage) -> None:
         if not isinstance(encoded, EncodedImage):
@@ -201,38 +270,73 @@ class Model:
         if encoded.preprocess != repr(self.network.preprocess):
             raise OptionError("This image was encoded with another preprocessing than the model's; encode it again.")
 
-    def _query(self, prompt: Prompt, encoded: EncodedImage, multimask: bool | None) -> "_Query":
-        """A prompt as the decoder's input. Raises PromptError."""
+    def _resolve(self, prompt: Prompt, encoded: EncodedImage) -> ResolvedPrompt:
+        """A prompt in points, box and mask, checked against the image and the model. Raises PromptError."""
         if not isinstance(prompt, Prompt):
             raise PromptError(f"A prompt must be an anysam.Prompt, got {type(prompt).__name__}.")
-        resolved = resolve_prompt(prompt, encoded.original_size)
-        self._check_kinds(resolved)
-        points, labels = prompt_tokens(resolved, encoded.original_size, encoded.input_size)
-        low_res_size = self.network.preprocess.low_res_size(encoded.input_size)
-        mask = None
-        if resolved.mask is not None:
-            mask = mask_to_logits(resolved.mask, self.network.preprocess, encoded.input_size, low_res_size)
-        elif resolved.low_res_logits is not None:
-            if resolved.low_res_logits.shape != low_res_size:
-                raise PromptError(
-                    f"low_res_logits must be {low_res_size} for this image and {self.variant}, "
-                    f"got {resolved.low_res_logits.shape}; pass a row of an earlier prediction on the same image."
-                )
-            mask = torch.tensor(resolved.low_res_logits, dtype=torch.float32)
-        if multimask is None:
-            multimask = len(resolved.points) == 1 and resolved.box is None and mask is None
-        return _Query(points, labels, mask, multimask)
-
-    def _check_kinds(self, resolved: ResolvedPrompt) -> None:
-        given = {
-            "point": len(resolved.points) > 0,
-            "box": resolved.box is not None,
-            "mask": resolved.mask is not None or resolved.low_res_logits is not None,
-        }
-        accepted = find_variant(self.variant).prompts
+        row = find_variant(self.variant)
+        if isinstance(self.network, InstanceModel) and not isinstance(self.network, SelectingModel):
+            raise PromptError(
+                f"{self.variant} finds boxes and takes no prompts; use Model.detect, and give its boxes as prompts to "
+                "a model that takes them, such as mobilesamv2_tiny_vit."
+            )
+        resolved = resolve_prompt(prompt, encoded.original_size, row.max_points)
+        check_points(resolved, row.max_points, self.variant)
+        given = {"point": len(resolved.points) > 0, "box": resolved.box is not None}
         for kind in given:
-            if given[kind] and kind not in accepted:
-                raise PromptError(f"{self.variant} takes no {kind} prompt; it takes {', '.join(accepted)}.")
+            if given[kind] and kind not in row.prompts:
+                raise PromptError(f"{self.variant} takes no {kind} prompt; it takes {', '.join(row.prompts)}.")
+        if resolved.low_res_logits is None:
+            return resolved
+        if isinstance(self.network, SelectingModel):
+            raise PromptError(
+                f"{self.variant} only chooses among objects it found and cannot refine low_res_logits; give the mask "
+                "itself instead: Prompt(mask=prediction.masks[prediction.best])."
+            )
+        low_res_size = self._promptable().preprocess.low_res_size(encoded.input_size)
+        if resolved.low_res_logits.shape != low_res_size:
+            raise PromptError(
+                f"low_res_logits must be {low_res_size} for this image and {self.variant}, "
+                f"got {resolved.low_res_logits.shape}; pass a row of an earlier prediction on the same image."
+            )
+        return resolved
+
+    def _promptable(self) -> PromptableModel:
+        return cast(PromptableModel, self.network)
+
+    def _hint(self, prompt: ResolvedPrompt, encoded: EncodedImage) -> np.ndarray | None:
+        """The mask (H, W) that a prompt gives to a model without mask prompts; None if there is none, or no need."""
+        if "mask" in find_variant(self.variant).prompts:
+            return None
+        if prompt.low_res_logits is None:
+            return prompt.mask
+        logits = torch.tensor(prompt.low_res_logits, device=self.device)[None]  # (1, h, w)
+        mask = self._full_masks(logits, encoded)[0]
+        if not mask.any():
+            raise PromptError(
+                f"low_res_logits mark no pixel, and {self.variant} takes no mask prompt to correct; "
+                "give points or a box instead."
+            )
+        return mask
+
+    def _query(
+        self, prompt: ResolvedPrompt, encoded: EncodedImage, multimask: bool | None, hint: np.ndarray | None
+    ) -> "_Query":
+        """A prompt as the decoder's input; with a hint, as points and a box."""
+        network = self._promptable()
+        if hint is not None:
+            prompt = prompt_from_mask(prompt, hint, find_variant(self.variant).max_points)
+        points, labels = prompt_tokens(prompt, network.preprocess, encoded.original_size)
+        mask = None
+        if prompt.mask is not None:
+            low_res_size = network.preprocess.low_res_size(encoded.input_size)
+            mask = mask_to_logits(prompt.mask, network.preprocess, encoded.input_size, low_res_size)
+        elif prompt.low_res_logits is not None:
+            mask = torch.tensor(prompt.low_res_logits, dtype=torch.float32)
+        if multimask is None:
+            single_point = len(prompt.points) == 1 and prompt.box is None and mask is None
+            multimask = {"single_point": single_point, "always": True, "never": False}[network.multimask_default]
+        return _Query(points, labels, mask, multimask)
 
     def _decode(self, features: dict[str, Tensor], encoded: EncodedImage, queries: list["_Query"]) -> list[Prediction]:
         """Predictions for queries that all have the same number of tokens, a mask or none, and the same multimask."""
@@ -240,24 +344,31 @@ class Model:
         labels = torch.stack([query.labels for query in queries]).to(self.device)  # (P, N)
         masks = [query.mask for query in queries if query.mask is not None]
         mask_logits = torch.stack(masks)[:, None].to(self.device, self.dtype) if masks else None  # (P, 1, h, w)
-        logits, ious = self.network.decode(features, points, labels, mask_logits, queries[0].multimask)
+        logits, ious, extras = self._promptable().decode(features, points, labels, mask_logits, queries[0].multimask)
         scores = ious.float().cpu().numpy()  # (P, C)
         low_res = logits.float().cpu().numpy()  # (P, C, h, w)
+        more = {name: value.float().cpu().numpy() for name, value in extras.items()}  # each (P, C, ...)
         # Copies, so that keeping one prediction does not keep the whole batch.
         return [
-            Prediction(self._full_masks(logits[i], encoded), scores[i].copy(), low_res[i].copy())
+            Prediction(
+                self._full_masks(logits[i], encoded),
+                scores[i].copy(),
+                low_res[i].copy(),
+                {name: value[i].copy() for name, value in more.items()},
+            )
             for i in range(len(queries))
         ]
 
     def _full_masks(self, logits: Tensor, encoded: EncodedImage) -> np.ndarray:
         """One prompt's logits (C, h, w) -> masks (C, H, W) bool, holding few full-size logits at once."""
+        frame = self._promptable().preprocess
         height, width = encoded.original_size
-        padded_height, padded_width = self.network.preprocess.padded_size(encoded.input_size)
+        padded_height, padded_width = frame.padded_size(encoded.input_size)
         step = max(1, _LOGITS_AT_ONCE // max(height * width, padded_height * padded_width))
         masks = np.empty((len(logits), height, width), dtype=np.bool_)  # (C, H, W)
         for start in range(0, len(masks), step):
             part = logits[None, start : start + step]  # (1, step, h, w)
-            full = upscale_logits(part, self.network.preprocess, encoded.input_size, encoded.original_size)
+            full = upscale_logits(part, frame, encoded.input_size, encoded.original_size)
             masks[start : start + step] = (full[0] > 0).cpu().numpy()
         return masks
 
@@ -294,8 +405,8 @@ def load(
     if not isinstance(name, (str, Path)):
         raise OptionError(f"A model is given by its name or the path of a weights file, got {type(name).__name__}.")
     network, row, weights_sha256 = load_model(name, variant, progress)
-    network = network.to(chosen_device, chosen_dtype).eval().requires_grad_(False)
-    return Model(row.name, cast(PromptableModel, network), chosen_device, chosen_dtype, weights_sha256)
+    network = fuse(network.eval().requires_grad_(False)).to(chosen_device, chosen_dtype)
+    return Model(row.name, cast(PromptableModel | InstanceModel, network), chosen_device, chosen_dtype, weights_sha256)
 
 
 def _find_dtype(dtype: torch.dtype | str) -> torch.dtype:
@@ -319,6 +430,20 @@ def _find_device(device: str | None) -> torch.device:
             f"The device {device!r} cannot be used ({reason}); accepted are cpu, cuda, cuda:0, ..."
         ) from error
     return found
+
+
+def _join(first: Prediction, second: Prediction) -> Prediction:
+    """The candidates of two predictions for the same prompt, as one."""
+    return Prediction(
+        np.concatenate([first.masks, second.masks]),
+        np.concatenate([first.iou_predictions, second.iou_predictions]),
+        np.concatenate([first.low_res_logits, second.low_res_logits]),
+        {name: np.concatenate([first.extras[name], second.extras[name]]) for name in first.extras},
+    )
+
+
+def _detecting_variants() -> list[str]:
+    return [row.name for row in VARIANTS if row.family in ("fast_sam", "object_aware")]
 
 
 def _batches(queries: list[_Query], at_once: int) -> Iterator[list[int]]:

@@ -157,8 +157,11 @@ def validate_prompt(prompt: Prompt, image_size: tuple[int, int]) -> None:
         )
 
 
-def resolve_prompt(prompt: Prompt, image_size: tuple[int, int]) -> ResolvedPrompt:
+def resolve_prompt(prompt: Prompt, image_size: tuple[int, int], max_points: int | None = None) -> ResolvedPrompt:
     """Check a prompt against an image of `image_size` (H, W) and reduce it to points, a box and a mask.
+
+    max_points: how many points the model takes, a box counting as two; strokes become at most as many as there is room
+    for, but at least one each.
 
     A polygon is filled, strokes become points (the clicks first, then the stroke on the object, then the one on the
     background). A mask with neither points nor a box is joined by its own tight box: SAM's training always had a
@@ -168,10 +171,14 @@ def resolve_prompt(prompt: Prompt, image_size: tuple[int, int]) -> ResolvedPromp
     validate_prompt(prompt, image_size)
     points = [np.zeros((0, 2)) if prompt.points is None else prompt.points]
     labels = [np.zeros(0, dtype=np.int64) if prompt.labels is None else prompt.labels]
-    for stroke, label in ((prompt.scribble, 1), (prompt.scribble_negative, 0)):
-        if stroke is not None:
-            points.append(stroke_to_points(stroke))
-            labels.append(np.full(len(points[-1]), label, dtype=np.int64))
+    strokes = [(s, label) for s, label in ((prompt.scribble, 1), (prompt.scribble_negative, 0)) if s is not None]
+    most = SCRIBBLE_POINTS
+    if max_points is not None and strokes:
+        room = max_points - len(points[0]) - (0 if prompt.box is None else 2)
+        most = min(most, max(1, room // len(strokes)))
+    for stroke, label in strokes:
+        points.append(stroke_to_points(stroke, most))
+        labels.append(np.full(len(points[-1]), label, dtype=np.int64))
     mask, box = prompt.mask, prompt.box
     if prompt.polygon is not None:
         mask = polygon_to_mask(prompt.polygon, image_size)
@@ -183,15 +190,15 @@ def resolve_prompt(prompt: Prompt, image_size: tuple[int, int]) -> ResolvedPromp
     return ResolvedPrompt(all_points, np.concatenate(labels), box, mask, prompt.low_res_logits)
 
 
-def stroke_to_points(stroke: np.ndarray) -> np.ndarray:
-    """Points (N, 2) float64 evenly spaced along a stroke (M, 2): 1 to SCRIBBLE_POINTS, never at its very ends.
+def stroke_to_points(stroke: np.ndarray, most: int = SCRIBBLE_POINTS) -> np.ndarray:
+    """Points (N, 2) float64 evenly spaced along a stroke (M, 2): 1 to `most` of them, never at its very ends.
 
     The stroke is cut into equal lengths of at least SCRIBBLE_SPACING pixels and each part's middle is taken, because
     hands start and end strokes close to the border of what they mark.
     """
     steps = np.hypot(*np.diff(stroke, axis=0).T)  # (M-1,)
     along = np.concatenate(([0.0], np.cumsum(steps)))  # (M,)
-    count = int(np.clip(along[-1] // SCRIBBLE_SPACING, 1, SCRIBBLE_POINTS))
+    count = int(np.clip(along[-1] // SCRIBBLE_SPACING, 1, most))
     at = (np.arange(count) + 0.5) / count * along[-1]
     return np.stack([np.interp(at, along, stroke[:, 0]), np.interp(at, along, stroke[:, 1])], axis=1)  # (N, 2)
 

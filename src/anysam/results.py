@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,17 +18,22 @@ class Prediction:
 
     masks: (C, H, W) bool, original-image size. iou_predictions: (C,) float32, the model's own estimate of each mask's
     IoU with the object, about 0 to 1. low_res_logits: (C, h, w) float32, in the model's frame, where > 0 is the mask;
-    one row of it is a `Prompt.low_res_logits`. Raises OptionError when the three do not belong together.
+    one row of it is a `Prompt.low_res_logits`. extras: what else a model says of each mask, (C, ...) float32 by name,
+    for example Tokenize Anything's "semantic_tokens" (C, 256). Raises OptionError when they do not belong together.
     """
 
     masks: np.ndarray
     iou_predictions: np.ndarray
     low_res_logits: np.ndarray
+    extras: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         shapes = self.masks.shape, self.iou_predictions.shape, self.low_res_logits.shape
         if [len(shape) for shape in shapes] != [3, 1, 3] or not shapes[0][0] == shapes[1][0] == shapes[2][0] > 0:
             raise OptionError(f"A prediction must be (C, H, W), (C,) and (C, h, w) with C at least 1, got {shapes}.")
+        if any(len(value) != len(self.masks) for value in self.extras.values()):
+            found = {name: value.shape for name, value in self.extras.items()}
+            raise OptionError(f"A prediction's extras must be (C, ...) with C {len(self.masks)}, got {found}.")
         if self.masks.dtype != np.bool_:
             raise OptionError(f"A prediction's masks must be bool, got {self.masks.dtype}.")
 

@@ -9,20 +9,45 @@ Sizes are (H, W), points are (x, y), boxes are x0 y0 x1 y1.
 """
 
 import importlib
-from typing import Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 from torch import Tensor, nn
 
 from anysam.catalogue import VARIANTS
 from anysam.errors import UnknownModelError
 from anysam.preprocess import Preprocess
+from anysam.prompts import ResolvedPrompt
+from anysam.results import Prediction
+
+if TYPE_CHECKING:  # at run time a family is imported on use only
+    from anysam.letterbox import Letterbox
+    from anysam.models.yolov8 import Instances
+
+MultimaskDefault = Literal["single_point", "always", "never"]
+
+
+class Decoded(NamedTuple):
+    """What a decoder says of P prompts with C masks each.
+
+    low_res_logits: (P, C, h, w). iou_predictions: (P, C). extras: more about each mask, by name, with (P, C) in front;
+    for example Tokenize Anything's semantic tokens.
+    """
+
+    low_res_logits: Tensor
+    iou_predictions: Tensor
+    extras: dict[str, Tensor] = {}
 
 
 @runtime_checkable
 class PromptableModel(Protocol):
-    """What every promptable network offers; `anysam.predictor` needs nothing else of it."""
+    """What every promptable network offers; `anysam.predictor` needs nothing else of it.
+
+    preprocess: how images enter and logits leave. multimask_default: when a prediction without a wish has several
+    masks: for a "single_point" and nothing else, "always" or "never".
+    """
 
     preprocess: Preprocess
+    multimask_default: MultimaskDefault
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """Padded, normalised pixels (B, 3, H, W) -> features, all with B in front.
@@ -33,18 +58,57 @@ class PromptableModel(Protocol):
 
     def decode(
         self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Decoded:
         """Masks for P prompts on one image.
 
         features: what encode_image returned for ONE image (leading dimension 1).
         points: (P, N, 2) float32, x y, input-frame pixels.
         labels: (P, N) int64: 0 background, 1 foreground, 2 and 3 box corners (top-left, bottom-right), -1 padding;
-            N is at least 1, and padding alone means that the mask is the whole prompt.
+            N is at least 1, corners or one padding come last, and padding alone means that the mask is the whole prompt.
         mask_logits: (P, 1, h, w) low-resolution logits of the padded input, or None.
         multimask: True for the masks of an ambiguous prompt, False for the one of a clear prompt.
-
-        Returns low_res_logits (P, C, h, w) and iou_predictions (P, C).
         """
+        ...
+
+
+@runtime_checkable
+class InstanceModel(Protocol):
+    """What a network offers that finds all objects at once; prompts then choose among them.
+
+    default_confidence, default_nms_iou: published thresholds of `instances`.
+    """
+
+    preprocess: "Letterbox"
+    default_confidence: float
+    default_nms_iou: float
+
+    def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Letterboxed pixels (1, 3, H, W) in 0..1 -> features, all with 1 in front.
+
+        "decoded" (1, 4 + classes + 32, A): a box, its scores and its mask coefficients for every anchor.
+        "prototypes" (1, 32, h, w): the maps whose combinations are masks; a detector of boxes alone has none.
+        """
+        ...
+
+    def instances(
+        self,
+        features: dict[str, Tensor],
+        original_size: tuple[int, int],
+        *,
+        confidence: float,
+        nms_iou: float,
+        limit: int = 300,
+    ) -> "Instances":
+        """The objects found, best first, at most `limit`, in pixels of the image of original_size (H, W)."""
+        ...
+
+
+@runtime_checkable
+class SelectingModel(InstanceModel, Protocol):
+    """An InstanceModel with masks, which prompts choose from."""
+
+    def select(self, instances: "Instances", prompt: ResolvedPrompt, multimask: bool) -> Prediction:
+        """The masks that a prompt means; an empty one with score 0 if no object fits."""
         ...
 
 

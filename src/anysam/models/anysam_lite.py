@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anysam.models import Decoded, MultimaskDefault
 from anysam.models.sam_decoder import (
     BACKGROUND,
     BOX_BOTTOM_RIGHT,
@@ -309,6 +310,7 @@ def limit_to_box(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
 class AnySamLite(nn.Module):
     """Backbone, neck and decoder; see the module's docstring."""
 
+    multimask_default: MultimaskDefault = "single_point"
     preprocess = Preprocess(long_side=640, pad_to=None, pad_multiple=32, name="anysam_lite")
 
     def __init__(self, config: LiteConfig) -> None:
@@ -326,12 +328,12 @@ class AnySamLite(nn.Module):
 
     def decode(
         self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Decoded:
         """See models.PromptableModel.decode: low_res_logits (P, C, H/4, W/4), iou_predictions (P, C); C is 3 or 1."""
         features = {name: value.contiguous(memory_format=torch.channels_last) for name, value in features.items()}
         low_res_logits, iou_predictions = self.decoder(features, points, labels, mask_logits)
         chosen = slice(1, None) if multimask else slice(0, 1)
-        return limit_to_box(low_res_logits[:, chosen], points, labels), iou_predictions[:, chosen]
+        return Decoded(limit_to_box(low_res_logits[:, chosen], points, labels), iou_predictions[:, chosen])
 
 
 def build(size: str) -> AnySamLite:
