@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from anysam.errors import ImageError
@@ -231,7 +232,11 @@ def test_float_and_wide_integer_images_are_refused():
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((4, 4, 3)), "multiply values of 0 to 1 by 255"),
+        (np.full((4, 4, 3), 200.0), "values from 0 to 1, got 200 to 200; convert values of 0 to 255 by image.astype"),
+        (np.full((4, 4, 3), np.nan), "values from 0 to 1, got nan"),
+        (np.full((4, 4, 3), -0.1), "got -0.1 to -0.1"),
+        (torch.zeros(3, 8, 3), "could have its channels first or last"),
+        (torch.zeros(2, 8, 9), "got (2, 8, 9)"),
         (np.zeros((4, 4), dtype=bool), "got bool"),
         (np.zeros((4, 4, 2), dtype=np.uint8), r"got (4, 4, 2)"),
         (np.zeros((3, 8, 9), dtype=np.uint8), "bring the channels to the end"),
@@ -274,3 +279,15 @@ def test_a_file_with_pattern_characters_in_its_name_is_itself(tmp_path):
     path = tmp_path / "photo[1].png"
     path.touch()
     assert find_images([path]) == [path]
+
+
+def test_floating_point_images_of_unit_range_are_rounded_to_eight_bits(photo):
+    for dtype in (np.float64, np.float32, np.float16):
+        np.testing.assert_array_equal(read_image((photo / 255).astype(dtype)), photo)
+
+
+def test_tensors_are_read_with_channels_first_or_last(photo):
+    for tensor in (torch.from_numpy(photo), torch.from_numpy(photo).permute(2, 0, 1), torch.from_numpy(photo / 255)):
+        np.testing.assert_array_equal(read_image(tensor), photo)
+    coarse = read_image(torch.from_numpy(photo / 255).permute(2, 0, 1).to(torch.bfloat16).requires_grad_())
+    assert np.abs(coarse.astype(int) - photo).max() <= 1

@@ -3,8 +3,8 @@
 Decided here, once, for every kind of file:
 - EXIF orientation is applied, so that coordinates are those a viewer shows.
 - Transparency is laid on white, as viewers show it: what lies under transparent pixels is arbitrary, often all black.
-- 16-bit grey is scaled by 1/257 (65535 -> 255); of 16-bit colour Pillow keeps the high byte. Float images are refused,
-  since their range is not known.
+- 16-bit grey is scaled by 1/257 (65535 -> 255); of 16-bit colour Pillow keeps the high byte. Files with
+  floating-point pixels are refused, since their range is not known; arrays must lie in 0..1.
 - Palette, grey, 1-bit, CMYK and YCbCr images become RGB by Pillow's plain conversion; colour profiles are ignored.
 - Of an animation or a file of several pages the first is taken.
 """
@@ -15,7 +15,7 @@ import stat
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 from PIL import Image
@@ -45,17 +45,30 @@ _UPRIGHT = {
 _EXIF_ORIENTATION = 0x0112
 
 
-def read_image(source: str | Path | bytes | Image.Image | np.ndarray, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+class TensorLike(Protocol):
+    """A torch tensor, told by its method, so that torch need not be imported here."""
+
+    def detach(self) -> Any:
+        """The values without their history."""
+        ...
+
+
+def read_image(
+    source: str | Path | bytes | Image.Image | np.ndarray | TensorLike, max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
     """Read an image as uint8 (H, W, 3) RGB, C-contiguous.
 
     source: a path; the bytes of a file; a Pillow image; or an array (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA,
-    uint8 or uint16. max_pixels: a larger image is refused from its header, before anything is decoded (a value
+    uint8, uint16, or floating-point with values from 0 to 1; or a tensor (3, H, W) or one of an array's shapes, with
+    the same values. max_pixels: a larger image is refused from its header, before anything is decoded (a value
     above MAX_PIXELS does not raise the limit of files); arrays, being in memory already, are not bounded. The result
     may share memory with an array given as source.
     Raises ImageError, naming the file, when it is missing, empty, damaged, cut short, too large or no image.
     """
     if isinstance(source, np.ndarray):
         return _array_to_rgb(source)
+    if not isinstance(source, (str, Path, bytes, Image.Image)) and hasattr(source, "detach"):
+        return _array_to_rgb(_tensor_to_array(source))
     if isinstance(source, Image.Image):
         return _decode(source, "the image", max_pixels)
     if isinstance(source, bytes):
@@ -187,17 +200,40 @@ def _to_uint8(values: np.ndarray) -> np.ndarray:
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounds v / 257
 
 
+def _tensor_to_array(tensor: TensorLike) -> np.ndarray:
+    values = tensor.detach().cpu()
+    array = np.asarray(values.float() if str(values.dtype) == "torch.bfloat16" else values)  # NumPy has no bfloat16
+    if array.ndim != 3 or array.shape[0] not in (1, 3, 4):
+        return array
+    if array.shape[2] in (1, 3, 4):
+        raise ImageError(
+            f"An image tensor of shape {array.shape} could have its channels first or last; pass an array (H, W, 3)."
+        )
+    return array.transpose(1, 2, 0)  # (H, W, channels)
+
+
+def _unit_to_uint8(values: np.ndarray) -> np.ndarray:
+    least, most = float(values.min()), float(values.max())
+    if not (least >= 0 and most <= 1):  # also where a value is not a number
+        raise ImageError(
+            f"A floating-point image must have values from 0 to 1, got {least:g} to {most:g}; "
+            "convert values of 0 to 255 by image.astype(np.uint8)."
+        )
+    return np.round(values * 255).astype(np.uint8)
+
+
 def _array_to_rgb(array: np.ndarray) -> np.ndarray:
     shape = array.shape
-    if array.dtype not in (np.uint8, np.uint16):
-        hint = "; multiply values of 0 to 1 by 255 first" if array.dtype.kind == "f" else ""
-        raise ImageError(f"An image array must be uint8 or uint16, got {array.dtype} {shape}{hint}.")
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
+        raise ImageError(f"An image array must be uint8, uint16 or floating-point, got {array.dtype} {shape}.")
     if len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4):
         raise ImageError(f"An image array must be (H, W, 3), got {shape}; bring the channels to the end.")
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3, 4)) or 0 in shape:
         raise ImageError(f"An image array must be (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), not empty, got {shape}.")
     if array.dtype == np.uint16:
         array = _to_uint8(array)
+    elif array.dtype.kind == "f":
+        array = _unit_to_uint8(array)
     if len(shape) == 2:
         array = array[:, :, None]  # (H, W, 1)
     if array.shape[2] == 1:

@@ -129,8 +129,8 @@ class Model:
     weights_sha256: str
 
     @torch.inference_mode()
-    def encode(self, image: str | Path | bytes | Image.Image | np.ndarray) -> EncodedImage:
-        """Encode a path, the bytes of an image file, a PIL image or an RGB array, uint8 (H, W, 3).
+    def encode(self, image: str | Path | bytes | Image.Image | np.ndarray | Tensor) -> EncodedImage:
+        """Encode a path, the bytes of an image file, a PIL image, an RGB array (H, W, 3) or a tensor (3, H, W).
 
         Raises ImageError for whatever `anysam.read_image` refuses.
         """
@@ -249,9 +249,7 @@ class Model:
         predictions: dict[int, Prediction] = {}
         for j, i in enumerate(owners):
             predictions[i] = _join(predictions[i], answers[j]) if i in predictions else answers[j]
-        return [
-            choose_by_mask(predictions[i], hints[i]) if i in hints else predictions[i] for i in range(len(prompts))
-        ]
+        return [choose_by_mask(predictions[i], hints[i]) if i in hints else predictions[i] for i in range(len(prompts))]
 
     def _check_encoded(self, encoded: EncodedImage) -> None:
         if not isinstance(encoded, EncodedImage):
