@@ -142,7 +142,7 @@ def _resize_image(image: np.ndarray, size: tuple[int, int], antialias: bool) -> 
     """uint8 (H, W, 3) -> float32 (3, height, width) on the 0..255 scale, without changing an image of that size."""
     if antialias:
         image = np.array(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR))
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float()  # (3, H, W)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float()  # (3, H, W)
     if pixels.shape[1:] == size:
         return pixels
     return functional.interpolate(pixels[None], size, mode="bilinear", align_corners=False)[0]  # (3, height, width)
