@@ -130,7 +130,7 @@ def compare(case: Case, name: str, ours: np.ndarray, report: Report) -> None:
     leaf = name.rsplit("/", 1)[-1]
     if leaf == "mask_areas":
         compare_areas(case, name, ours, expected, report)
-    elif leaf == "best_mask_packed":
+    elif leaf.endswith("mask_packed"):
         compare_packed(case, name, ours, expected, report)
     else:
         compare_floats(case, name, ours, expected, report)
