@@ -123,8 +123,8 @@ def _tap() -> nn.Module:
 
 def _yolo(name: str, **options: object) -> nn.Module:
     family, yolo = _family(name), _family("yolov8")
-    config = yolo.YoloConfig(*yolo.SCALES["n"], **options)
-    return family.build_from(config, dataclasses.replace(family.PREPROCESS, long_side=2 * SIDE, name="tiny"))
+    config = yolo.YoloConfig(depth=0.33, width=0.125, max_channels=64, **options)
+    return family.build_from(config, dataclasses.replace(family.PREPROCESS, long_side=SIDE, name="tiny"))
 
 
 def _fast_sam() -> nn.Module:

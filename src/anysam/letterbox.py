@@ -22,10 +22,13 @@ from torch import Tensor
 class Letterbox:
     """How a network of this kind wants its image.
 
-    long_side: the longest side of the picture, pixels; a multiple of stride. stride: the letterbox's sides are multiples
-    of it. fill: the grey around the picture, 0 to 255. square: a long_side x long_side letterbox (networks exported with
-    a fixed input), not the smallest. bgr: the planes enter as blue, green, red. low_res_stride: letterbox pixels per
-    cell of the low-resolution logits. name: a short name for people.
+    long_side: the longest side of the picture, in pixels; a multiple of stride.
+    stride: the letterbox's sides are multiples of it.
+    fill: the grey around the picture, 0 to 255.
+    square: a letterbox of long_side x long_side, for networks exported with a fixed input, instead of the smallest.
+    bgr: the planes enter as blue, green, red.
+    low_res_stride: letterbox pixels per cell of the low-resolution logits.
+    name: a short name for people.
     """
 
     long_side: int = 1024
@@ -93,7 +96,7 @@ def prepare_letterbox(
 
 
 def boxes_to_image(boxes: np.ndarray, padded_size: tuple[int, int], original_size: tuple[int, int]) -> np.ndarray:
-    """Boxes (N, 4) xyxy in letterbox pixels of padded_size (H', W') -> float32 in image pixels, clipped to the image."""
+    """Boxes (N, 4) xyxy in pixels of a letterbox of padded_size (H', W') -> float32 in image pixels, clipped to it."""
     (padded_height, padded_width), (height, width) = padded_size, original_size
     gain = min(padded_height / height, padded_width / width)
     left, top = _before(padded_width - width * gain), _before(padded_height - height * gain)
