@@ -1,9 +1,12 @@
 """Seconds to encode a photograph and to answer prompts, and the peak memory of a process that does both.
 
-python benchmarks/speed.py [--models anysam_lite sam_vit_b] [--threads 2] [--repeats 5]
+python benchmarks/speed.py [--variants anysam_lite sam_vit_b | all] [--dtypes float32 bfloat16] [--threads 2]
+python benchmarks/speed.py --variants sam_vit_b --against FOLDER   (side by side with the published code)
+python benchmarks/speed.py --variants all --gmac                   (multiplications of one encode, nothing measured)
 
 A model whose weights are not on this machine is built with random weights: time and memory do not depend on the values.
-Every model runs in a process of its own, so that one's memory is not counted for another. See README.md for the method.
+Every model and dtype runs in a process of its own, so that one's memory is not counted for another. See README.md for
+the method.
 """
 
 import argparse
@@ -14,84 +17,259 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from anysam import Prompt, load
-from anysam.catalogue import find_variant
-from anysam.checkpoints import build
+from anysam import Model, Prompt, load
+from anysam.catalogue import VARIANTS, find_variant
+from anysam.errors import PromptError
 from anysam.fetch import locate
-from anysam.predictor import Model
+from anysam.letterbox import prepare_letterbox
+from anysam.models import build
+from anysam.models.layers import fuse
+from anysam.preprocess import Preprocess, prepare_image
 
 PHOTO = Path(__file__).parents[1] / "examples" / "images" / "coffee.png"
 SIZE = (640, 480)  # width, height
 
+# Prompts whose masks are held at once; more are asked for in lots of this many, whose answers are dropped.
+LOT = 64
 
-def open_model(name: str) -> Model:
+PROMPTS = (1, 64, 1024)
+COLUMNS = ("encode s", *(f"{n} prompt{'s' if n > 1 else ''} s" for n in PROMPTS), "peak MB", "GMAC", "GMAC/s")
+
+
+def open_model(name: str, dtype: str = "float32") -> Model:
     """The model with its weights, or with random ones when they are not on this machine."""
     variant = find_variant(name)
     if locate(variant) is not None:
-        return load(name)
-    network = build(variant.family, variant.size).eval().requires_grad_(False)
-    return Model(name, network, torch.device("cpu"), torch.float32, "random")
+        return load(name, device="cpu", dtype=dtype)
+    torch.manual_seed(0)
+    network = fuse(build(variant.family, variant.size).eval().requires_grad_(False))
+    torch_dtype = getattr(torch, dtype)
+    return Model(name, network.to(torch_dtype), torch.device("cpu"), torch_dtype, "random")
+
+
+def photo() -> np.ndarray:
+    """The photograph that everything is measured on: uint8 (H, W, 3)."""
+    return np.asarray(Image.open(PHOTO).convert("RGB").resize(SIZE))
+
+
+def clicks(count: int) -> np.ndarray:
+    """One point for each of `count` prompts: (count, 1, 2) float64, x y, image pixels."""
+    return np.random.default_rng(0).uniform((0, 0), SIZE, (count, 1, 2))
+
+
+def seconds_of(action: Callable[[], object]) -> float:
+    """Wall seconds of one run."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
 
 
 def median_seconds(action: Callable[[], object], repeats: int) -> float:
     """Median of `repeats` runs after one that is not counted."""
     action()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(seconds_of(action) for _ in range(repeats))
 
 
-def measure(name: str, threads: int, repeats: int) -> dict[str, float | str]:
-    """All numbers of one model, in this process."""
+def median_of_pairs(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Medians of two actions that take turns, after one uncounted run of each."""
+    ours(), theirs()
+    pairs = [(seconds_of(ours), seconds_of(theirs)) for _ in range(repeats)]
+    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held so far (resident set, 10**6 bytes)."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # kibibytes on Linux
+
+
+def count_gmac(name: str, image: np.ndarray) -> float:
+    """Multiplications (with addition, 10**9) of encoding one image, counted without computing anything.
+
+    Products of matrices, convolutions and attention are counted as the network is written, before anything is fused;
+    element-wise work is not. The input is the one that the model makes of `image`.
+    """
+    variant = find_variant(name)
+    with torch.device("meta"):
+        network = build(variant.family, variant.size).eval()
+    frame = network.preprocess
+    pixels, _ = prepare_image(image, frame) if isinstance(frame, Preprocess) else prepare_letterbox(image, frame)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.encode_image(pixels.to("meta"))
+    return counter.get_total_flops() / 2 / 1e9
+
+
+def measure(name: str, dtype: str, threads: int, repeats: int) -> dict[str, float | str]:
+    """All numbers of one model, in this process; what the model cannot do is missing."""
     torch.set_num_threads(threads)
-    model = open_model(name)
-    image = np.asarray(Image.open(PHOTO).convert("RGB").resize(SIZE))
+    model, image = open_model(name, dtype), photo()
+    row: dict[str, float | str] = {"model": name if model.weights_sha256 != "random" else f"{name} (random weights)"}
     encoded = model.encode(image)
-    rng = np.random.default_rng(0)
-    clicks = [Prompt(points=rng.uniform((0, 0), SIZE, (1, 2))) for _ in range(64)]
+    row["encode s"] = median_seconds(lambda: model.encode(image), repeats)
+    prompts = [Prompt(points=point) for point in clicks(max(PROMPTS))]
 
-    def encode_and_prompt() -> None:
-        model.predict(model.encode(image), clicks[0])
+    def answer(count: int) -> None:
+        for start in range(0, count, LOT):
+            model.predict(encoded, prompts[start : min(start + LOT, count)])
 
-    return {
-        "model": name if model.weights_sha256 != "random" else f"{name} (random weights)",
-        "encode": median_seconds(lambda: model.encode(image), repeats),
-        "1 prompt": median_seconds(lambda: model.predict(encoded, clicks[0]), repeats),
-        "encode + 1 prompt": median_seconds(encode_and_prompt, repeats),
-        "64 prompts": median_seconds(lambda: model.predict(encoded, clicks), max(1, repeats // 2)),
-        "peak MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,  # kilobytes on Linux
-    }
+    for count, column in zip(PROMPTS, COLUMNS[1:], strict=False):
+        try:
+            # The long one is measured once, after the others have warmed everything up.
+            row[column] = (
+                median_seconds(lambda n=count: answer(n), repeats)
+                if count <= LOT
+                else seconds_of(lambda n=count: answer(n))
+            )
+        except PromptError:  # a detector takes no prompts
+            break
+    row["peak MB"] = peak_megabytes()
+    row["GMAC"] = count_gmac(name, image)
+    row["GMAC/s"] = float(row["GMAC"]) / float(row["encode s"])
+    return row
+
+
+def import_published(folder: str) -> types.ModuleType:
+    """The package segment_anything in `folder`, with the little of torchvision that it uses for one prompt.
+
+    Only its image resizing runs here, and that is Pillow's, as in torchvision; automatic masks do not work.
+    """
+    transforms = types.ModuleType("torchvision.transforms.functional")
+    transforms.to_pil_image = Image.fromarray
+    transforms.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
+    boxes = types.ModuleType("torchvision.ops.boxes")
+    boxes.batched_nms = boxes.box_area = None
+    for module in (transforms, boxes):
+        sys.modules[module.__name__] = module
+    for name in ("torchvision", "torchvision.transforms", "torchvision.ops"):
+        sys.modules[name] = types.ModuleType(name)
+    sys.path.insert(0, folder)
+    import segment_anything
+
+    return segment_anything
+
+
+def compare(name: str, folder: str, threads: int, repeats: int, only: str | None) -> dict[str, float | str]:
+    """Our SAM and the published one with the same weights, in turns: {column: seconds or megabytes}.
+
+    only: "ours" or "theirs" runs nothing but one encode and 64 prompts of one of them, for its peak memory.
+    """
+    torch.set_num_threads(threads)
+    image, points = photo(), clicks(LOT)
+    model = open_model(name)
+    state = model.network.state_dict()
+    published = import_published(folder)
+    sam = published.sam_model_registry[find_variant(name).size]()
+    sam.load_state_dict(state)
+    predictor = published.SamPredictor(sam.eval().requires_grad_(False))
+    prompts = [Prompt(points=point) for point in points]
+    frame_points = torch.from_numpy(predictor.transform.apply_coords(points, image.shape[:2])).float()  # (P, 1, 2)
+    ones = torch.ones(LOT, 1, dtype=torch.int64)
+    if only == "ours":
+        del sam, predictor
+        model.predict(model.encode(image), prompts)
+        return {"peak MB": peak_megabytes()}
+    with torch.inference_mode():
+        if only == "theirs":
+            del model, state
+            predictor.set_image(image)
+            predictor.predict_torch(frame_points, ones)
+            return {"peak MB": peak_megabytes()}
+        encoded = model.encode(image)
+        predictor.set_image(image)
+        row: dict[str, float | str] = {"model": name}
+        pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "encode s": (lambda: model.encode(image), lambda: predictor.set_image(image)),
+            "1 prompt s": (
+                lambda: model.predict(encoded, prompts[0]),
+                lambda: predictor.predict(points[0], np.ones(1)),
+            ),
+            "64 prompts s": (
+                lambda: model.predict(encoded, prompts),
+                lambda: predictor.predict_torch(frame_points, ones),
+            ),
+            "decoder alone, 64 s": decoders(model, sam, encoded.features["image_embeddings"], frame_points, ones),
+        }
+        for column, (ours, theirs) in pairs.items():
+            a, b = median_of_pairs(ours, theirs, repeats)
+            row[column], row[f"published {column}"] = a, b
+    return row
+
+
+def decoders(
+    model: Model, sam: torch.nn.Module, image_embeddings: Tensor, points: Tensor, labels: Tensor
+) -> tuple[Callable[[], object], Callable[[], object]]:
+    """Our mask decoder and the published one on the same embeddings (P prompts of one point and the padding)."""
+    ours = model.network
+    sparse, dense = sam.prompt_encoder(points=(points, labels), boxes=None, masks=None)
+    image_pe = sam.prompt_encoder.get_dense_pe()
+    return (
+        lambda: ours.mask_decoder(image_embeddings, image_pe, sparse, dense[:1], True),
+        lambda: sam.mask_decoder(image_embeddings, image_pe, sparse, dense, True),
+    )
+
+
+def in_new_process(arguments: argparse.Namespace, name: str, dtype: str, only: str | None = None) -> dict:
+    """What `measure` or `compare` returns for one model, from a process of its own."""
+    command = [sys.executable, __file__, "--in-this-process", "--variants", name, "--dtypes", dtype]
+    command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
+    if arguments.against is not None:
+        command += ["--against", arguments.against] + (["--only", only] if only else [])
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def print_speeds(arguments: argparse.Namespace, names: list[str]) -> None:
+    for dtype in arguments.dtypes:
+        print(f"\n{dtype}\n\n| model | {' | '.join(COLUMNS)} |\n|" + " --- |" * (1 + len(COLUMNS)))
+        for name in names:
+            row = in_new_process(arguments, name, dtype)
+            digits = {"peak MB": 0, "GMAC": 1, "GMAC/s": 0}
+            cells = [f"{row[key]:.{digits.get(key, 3)}f}" if key in row else "-" for key in COLUMNS]
+            print(f"| {row['model']} | {' | '.join(cells)} |", flush=True)
+
+
+def print_comparison(arguments: argparse.Namespace, names: list[str]) -> None:
+    print("\n| model | what | published | ours | ratio |\n| --- | --- | --- | --- | --- |")
+    for name in names:
+        row = in_new_process(arguments, name, "float32")
+        for column in [key for key in row if f"published {key}" in row]:
+            ours, theirs = row[column], row[f"published {column}"]
+            print(f"| {name} | {column} | {theirs:.3f} | {ours:.3f} | {theirs / ours:.2f} |", flush=True)
+        ours, theirs = (in_new_process(arguments, name, "float32", only)["peak MB"] for only in ("ours", "theirs"))
+        print(f"| {name} | peak MB | {theirs:.0f} | {ours:.0f} | {theirs / ours:.2f} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["anysam_lite"])
+    parser.add_argument("--variants", nargs="+", default=["anysam_lite"], help="names of the catalogue, or all")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--against", metavar="FOLDER", help="a checkout of facebookresearch/segment-anything")
+    parser.add_argument("--gmac", action="store_true", help="print each variant's GMAC for a square image as JSON")
     parser.add_argument("--in-this-process", action="store_true", help="measure the one model here and print JSON")
+    parser.add_argument("--only", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.in_this_process:
-        print(json.dumps(measure(arguments.models[0], arguments.threads, arguments.repeats)))
-        return
-    machine = f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}"
-    print(f"{machine}, photo {SIZE[0]}x{SIZE[1]}, float32")
-    print("| model | encode s | 1 prompt s | encode + 1 prompt s | 64 prompts s | peak MB |\n|" + " --- |" * 6)
-    for name in arguments.models:
-        command = [sys.executable, __file__, "--in-this-process", "--models", name]
-        command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
-        row = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        cells = [f"{row[key]:.3f}" for key in ("encode", "1 prompt", "encode + 1 prompt", "64 prompts")]
-        print(f"| {row['model']} | {' | '.join(cells)} | {row['peak MB']:.0f} |", flush=True)
+    names = [row.name for row in VARIANTS] if arguments.variants == ["all"] else arguments.variants
+    settings = (arguments.threads, arguments.repeats)
+    if arguments.gmac:
+        square = np.zeros((1024, 1024, 3), dtype=np.uint8)
+        print(json.dumps({name: round(count_gmac(name, square), 1) for name in names}, indent=1))
+    elif arguments.in_this_process and arguments.against is not None:
+        print(json.dumps(compare(names[0], arguments.against, *settings, arguments.only)))
+    elif arguments.in_this_process:
+        print(json.dumps(measure(names[0], arguments.dtypes[0], *settings)))
+    else:
+        print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, {SIZE[0]}x{SIZE[1]}")
+        (print_speeds if arguments.against is None else print_comparison)(arguments, names)
 
 
 if __name__ == "__main__":

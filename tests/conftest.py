@@ -61,6 +61,6 @@ def temporary_home(tmp_path_factory):
     """The user's own cache and settings are neither read nor written, in this process and those it starts."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANYSAM_HOME", str(tmp_path_factory.mktemp("anysam-home")))
-        for name in ("ANYSAM_MIRROR", "ANYSAM_OFFLINE"):
+        for name in ("ANYSAM_MIRROR", "ANYSAM_OFFLINE", "ANYSAM_ALLOW"):
             patch.delenv(name, raising=False)
         yield

@@ -76,8 +76,8 @@ def model(monkeypatch):
     stand_in = StandIn()
     stand_in.loads = []
 
-    def load(name_or_path=None, *, variant=None, device=None, dtype="float32", progress=None):
-        stand_in.loads.append((name_or_path, device, dtype))
+    def load(name_or_path=None, *, variant=None, device=None, dtype="float32", progress=None, allow=None):
+        stand_in.loads.append((name_or_path, device, dtype, allow))
         return stand_in
 
     monkeypatch.setattr(predictor, "load", load)
@@ -183,10 +183,10 @@ def test_multimask_keeps_all_candidates_best_first_and_single_asks_for_one(model
     assert [multimask for _, multimask in model.asked] == [None, True, False]
 
 
-def test_model_device_and_dtype_are_passed_on(model, folder, capsys):
-    options = ("--model", "sam_vit_b", "--device", "cpu", "--dtype", "bfloat16")
+def test_model_device_dtype_and_licences_are_passed_on(model, folder, capsys):
+    options = ("--model", "sam_vit_b", "--device", "cpu", "--dtype", "bfloat16", "--allow", "apache-2.0,MIT")
     assert run(capsys, "segment", "photo.png", "--point", "1,1", *options)[0] == 0
-    assert model.loads == [("sam_vit_b", "cpu", "bfloat16")]
+    assert model.loads == [("sam_vit_b", "cpu", "bfloat16", "apache-2.0,MIT")]
 
 
 # Objects
@@ -300,6 +300,7 @@ def test_the_masks_the_command_writes_can_be_given_back(model, folder, capsys):
         (["--point", "1,1", "--max-pixels", "0"], ["--max-pixels must be at least 1"]),
         (["--point", "1,1", "--max-pixels", "many"], ["--max-pixels", "many"]),
         (["--point", "1,1", "--dtype", "int8"], ["--dtype", "float32"]),
+        (["--point", "1,1", "--allow", "apache"], ["allow names the unknown licence 'apache'", "Apache-2.0"]),
         (["--point", "1,1", "--single", "--multimask"], ["--multimask", "not allowed"]),
         (["--point", "1,1", "--out", "photo.png/x"], ["photo.png", "not a folder"]),
         (["--point", "1,1", "--bocks", "3"], ["--bocks"]),
@@ -401,7 +402,7 @@ def test_good_images_are_done_and_bad_ones_listed_at_the_end(model, mixed, capsy
     assert "2 of 4 images failed:" in err and "Traceback" not in err
     last = err.splitlines()[-2:]
     assert "photos/bad.png" in last[0] and "photos/tiny.png" in last[1] and "5x5" in last[1]
-    assert model.loads == [(None, None, "float32")]  # once for all images
+    assert model.loads == [(None, None, "float32", None)]  # once for all images
 
 
 def test_json_of_several_images_lists_the_failed_ones(model, mixed, capsys):
@@ -471,48 +472,7 @@ def test_a_terminal_sees_a_progress_bar_and_stdout_stays_clean(tmp_path):
     assert b"2/2" in seen and b"Segmenting" in seen and b"a.png: " in seen
 
 
-# The other commands
-
-
-def test_models_lists_the_catalogue(capsys):
-    status, out, err = run(capsys, "models")
-    rows = [re.split(r"\s{2,}", line) for line in out.splitlines()]
-    assert (status, err) == (0, "")
-    assert rows[0][:5] == ["MODEL", "WEIGHTS", "PROMPTS", "LICENCE", "HERE"]
-    by_name = {row[0]: row for row in rows[1:]}
-    assert by_name["sam_vit_b"][1:5] == ["375 MB", "point, box, mask", "Apache-2.0", "no"]
-    assert by_name["anysam_lite"][4] == "yes"
-
-
-def test_models_as_json_says_where_weights_are(capsys, monkeypatch, tmp_path):
-    monkeypatch.setenv("ANYSAM_HOME", str(tmp_path))
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "sam_vit_b_01ec64.pth").write_bytes(b"x" * 2_000_000)
-    _, out, _ = run(capsys, "models", "--json")
-    models = {model["name"]: model for model in json.loads(out)["models"]}
-    assert models["sam_vit_b"]["weights"] == str(tmp_path / "weights" / "sam_vit_b_01ec64.pth")
-    assert models["sam_vit_b"]["megabytes"] == 2.0  # of the file that is here
-    assert models["sam_vit_l"]["weights"] is None and models["sam_vit_l"]["megabytes"] == 1249.5
-    assert models["sam_vit_h"]["parameters"] == 641_090_608
-    assert [name for name, model in models.items() if model["default"]] == ["anysam_lite"]
-
-
-def test_fetch_prints_where_the_weights_are(capsys):
-    status, out, _ = run(capsys, "fetch", "anysam_lite")
-    assert status == 0 and out.endswith("anysam_lite.safetensors\n") and Path(out.strip()).is_file()
-    _, out, _ = run(capsys, "fetch", "anysam_lite", "--json")
-    assert json.loads(out)["fetched"][0]["name"] == "anysam_lite"
-
-
-def test_fetch_offline_says_so(capsys, monkeypatch):
-    monkeypatch.setenv("ANYSAM_OFFLINE", "1")
-    assert "ANYSAM_OFFLINE" in refused(capsys, "fetch", "sam_vit_b")
-
-
-def test_fetch_checks_every_name_before_it_downloads(capsys, monkeypatch):
-    # Connecting would fail the test, see conftest.py.
-    message = refused(capsys, "fetch", "sam_vit_b", "sam_vit_q")
-    assert "sam_vit_q" in message
+# Around the commands
 
 
 def test_help_and_version_go_to_stdout(capsys):

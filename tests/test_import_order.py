@@ -12,6 +12,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "anysam"
 # As in docs/design.md. Units of one rank do not import each other.
 RANKS = [
     ["errors"],
+    ["unpickling"],
+    ["weights_files"],
     ["masks"],
     ["prompts"],
     ["images"],
@@ -19,8 +21,9 @@ RANKS = [
     ["derived_prompts"],
     ["preprocess", "letterbox", "metrics", "datasets"],
     ["models"],
-    ["fetch"],
-    ["listing", "checkpoints"],
+    ["fetch", "identification"],
+    ["licences", "listing"],
+    ["checkpoints"],
     ["predictor"],
     ["outputs"],
     ["train", "evaluate"],
@@ -32,7 +35,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: lazy, and last
 
 # torch is a second of waiting and half a gigabyte: what does not compute with it does not import it.
-WITH_TORCH = {"preprocess", "letterbox", "models", "checkpoints", "predictor", "train", "evaluate"}
+WITH_TORCH = {
+    *("unpickling", "weights_files", "preprocess", "letterbox", "models", "identification", "checkpoints"),
+    *("predictor", "train", "evaluate"),
+}
 
 
 def unit_of(module):
@@ -94,7 +100,15 @@ def test_the_scan_sees_imports_inside_functions():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["models"], ["models", "--json"], ["segment", "--help"], ["fetch", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["models"],
+        ["models", "--json"],
+        ["segment", "--help"],
+        ["fetch", "--help"],
+        ["convert", "--help"],
+    ],
     ids=" ".join,
 )
 def test_commands_that_compute_nothing_import_nothing_heavy(arguments):

@@ -16,6 +16,7 @@ from anysam.catalogue import find_variant
 from anysam.checkpoints import save_checkpoint
 from anysam.errors import ImageError, OptionError, OutputError, PromptError
 from anysam.models import sam
+from anysam.models.layers import move
 from anysam.models.sam import VitConfig, build_sam
 from anysam.preprocess import Preprocess
 
@@ -30,7 +31,7 @@ def tiny_model(seed: int = 0, dtype: torch.dtype = torch.float32) -> Model:
     generator = torch.Generator().manual_seed(seed)
     for value in network.state_dict().values():
         torch.nn.init.normal_(value, std=0.3, generator=generator)
-    return Model("sam_vit_b", network.to(dtype), torch.device("cpu"), dtype, f"{seed:064d}")
+    return Model("sam_vit_b", move(network, "cpu", dtype), torch.device("cpu"), dtype, f"{seed:064d}")
 
 
 @pytest.fixture(scope="module")
@@ -394,7 +395,9 @@ def test_load_takes_a_dtype_by_name_or_as_torch_has_it(tiny_weights: Path) -> No
     for dtype in ("bfloat16", torch.bfloat16):
         model = anysam.load(str(tiny_weights), device="cpu", dtype=dtype)
         assert model.dtype == torch.bfloat16
-        assert {parameter.dtype for parameter in model.network.parameters()} == {torch.bfloat16}
+        dtypes = {name.split(".")[0]: value.dtype for name, value in model.network.named_parameters()}
+        assert dtypes.pop("image_encoder") == torch.bfloat16
+        assert set(dtypes) == {"prompt_encoder", "mask_decoder"} and set(dtypes.values()) == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", ["float99", "int8", torch.int8, torch.float64])

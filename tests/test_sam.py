@@ -12,7 +12,7 @@ from torch.nn import functional
 from anysam.catalogue import find_variant
 from anysam.errors import UnknownModelError
 from anysam.models import PromptableModel, build, sam
-from anysam.models.sam import Attention, VitConfig, build_sam
+from anysam.models.sam import Attention, Block, VitConfig, build_sam
 from anysam.models.sam_decoder import PositionEmbeddingRandom, PromptEncoder
 from anysam.preprocess import Preprocess
 
@@ -83,10 +83,27 @@ def test_position_bias_is_built_in_bands_of_bounded_size(monkeypatch: pytest.Mon
         sizes.append(attn_mask.numel())
         return functional.softmax(q @ k.mT / math.sqrt(q.shape[-1]) + attn_mask, -1) @ v
 
-    monkeypatch.setattr(sam, "_BIAS_VALUES", 2 * 2 * 6 * 36)  # two query rows for two heads
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(sam, "_BIAS_VALUES", 36 * 36)  # one head
     torch.testing.assert_close(attention(x), whole)
-    assert sizes == [2 * 2 * 6 * 36] * 3
+    monkeypatch.setattr(sam, "_BIAS_VALUES", 4 * 6 * 36)  # four of six query rows of one head
+    torch.testing.assert_close(attention(x), whole)
+    assert sizes == [36 * 36] * 2 + [4 * 6 * 36, 2 * 6 * 36] * 2
+
+
+def test_a_block_gives_the_same_in_pieces_and_leaves_its_input_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = Block(embed_dim=8, num_heads=2, mlp_ratio=2, window=3)
+    randomise(block)
+    x = torch.randn(2, 8, 7, 8, generator=torch.Generator().manual_seed(1))
+    before = x.clone()
+    attended = x + block.attn(block.norm1(x))
+    expected = attended + block.mlp(block.norm2(attended))
+    monkeypatch.setattr(sam, "_WINDOW_ROWS", 1)
+    monkeypatch.setattr(sam, "_MLP_TOKENS", 5)
+    torch.testing.assert_close(block(x), expected)
+    block(x).square().sum().backward()
+    assert all(parameter.grad is not None for parameter in block.parameters())
+    torch.testing.assert_close(x, before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", ["vit_b", "vit_l"])

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from anysam import Model
-from anysam.letterbox import Letterbox
 from anysam.models import InstanceModel, PromptableModel
+from anysam.models.layers import move
 from anysam.preprocess import Preprocess
 
 SIDE = 64
@@ -172,9 +172,6 @@ def filled(network: nn.Module, seed: int = 0) -> nn.Module:
 def tiny_model(family: str, dtype: torch.dtype = torch.float32, seed: int = 0) -> Model:
     """A loaded model of a family, as small as it gets, on the CPU."""
     variant, make = TINY[family]
-    network = filled(make(), seed).eval().requires_grad_(False).to(dtype)
+    network = move(filled(make(), seed).eval().requires_grad_(False), "cpu", dtype)
     typed = cast(PromptableModel | InstanceModel, network)
     return Model(variant, typed, torch.device("cpu"), dtype, f"{seed:064d}")
-
-
-__all__ = ["SIDE", "TINY", "Letterbox", "filled", "frame", "tiny_model"]

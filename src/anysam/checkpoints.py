@@ -1,218 +1,58 @@
-"""Read weights safely, fit them strictly, save them with their origin. Knows no architecture.
+"""From a name or a file of weights to a network, and from published files to files of our own format.
 
-Nothing in a file is ever run: .safetensors holds only numbers, and of a pickled .pth or .pt only the names that rebuild
-plain tensors and containers are accepted, before torch's own `weights_only` unpickler reads it.
+What may be in a file is up to `weights_files`, which network it is for to `identification`; the fit is strict.
 """
 
-import io
 import os
-import pickletools
 import re
-import secrets
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import init
-from torch.overrides import TorchFunctionMode
 
 from anysam.catalogue import VARIANTS, Variant, find_variant
 from anysam.errors import OptionError, OutputError, WeightsError
-from anysam.fetch import Progress, fetch_weights, locate, verify_weights
-from anysam.fetch import file_sha256 as file_sha256  # the name that callers of this module use
-from anysam.models import build
-
-FORMAT = "anysam"
-MAX_BYTES = 16_000_000_000  # six times the largest file of the family
-WRAPPERS = ("model", "state_dict", "model_state_dict")
-SUFFIXES = (".pth", ".pt", ".safetensors")
-
-# Keys that a file may have beyond the model's own, and the only values they may hold: another value means another
-# preprocessing than ours, so it counts as an unexpected key.
-EXTRA_KEYS = {
-    # SAM's pixel statistics are non-persistent buffers: official files lack them, some re-saved files have them.
-    "pixel_mean": (123.675, 116.28, 103.53),
-    "pixel_std": (58.395, 57.12, 57.375),
-}
-
-# Names that a pickled state_dict refers to. torch's own list is wider: its bytearray, for example, lets a file of 200
-# bytes ask for any amount of memory.
-_TENSOR_GLOBALS = frozenset(
-    ["collections OrderedDict", "collections defaultdict", "collections Counter", "torch Size", "torch device"]
-    + [f"torch._utils _rebuild_{what}" for what in ("tensor", "tensor_v2", "tensor_v3", "parameter")]
-    + [f"torch {kind}Storage" for kind in "Float Half BFloat16 Double Long Int Short Char Byte Bool Untyped".split()]
-    + ["torch.storage UntypedStorage"]
-    + [f"torch {kind}" for kind in "float32 float16 bfloat16 float64 int64 int32 int16 int8 uint8 bool".split()]
+from anysam.fetch import Progress, fetch_weights, locate, missing_parts, verify_weights
+from anysam.fetch import file_sha256 as file_sha256  # the names that callers of this module use
+from anysam.identification import EXTRA_KEYS, converted, guess_variant, likely_variants, merged, unfilled
+from anysam.licences import allowed_licences, announce_licence, require_allowed
+from anysam.weights_files import (
+    FORMAT,
+    SUFFIXES,
+    read_checkpoint,
+    read_metadata,
+    read_state_dict,
+    save_checkpoint,
+    show,
 )
+from anysam.weights_files import read_concepts as read_concepts
+from anysam.weights_files import write_tensors as write_tensors
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth/.pt file that holds a state_dict, plain or wrapped.
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """A state_dict, converted to the keys of `variant`, where it came from and under which licence it is."""
 
-    Unwraps {"model" | "state_dict" | "model_state_dict": state_dict} and strips a "module." that all keys share. The
-    tensors are on the CPU, in the stored dtype, and may be views of the file: copy them before it is changed in place.
-    Raises WeightsError if the file is missing, damaged, of another kind, or holds anything but tensors.
-    """
-    path = Path(path)
-    kind = _file_kind(path)
-    if kind == "safetensors":
-        try:
-            content: object = load_file(path)
-        except Exception as error:  # the library raises its own error, KeyError for odd dtypes and more
-            raise _damaged(path, error) from error
-    else:
-        content = _read_pickled(path, kind)
-    state_dict = _unwrap(path, content)
-    _require_honest_sizes(path, state_dict)
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return state_dict
+    state_dict: dict[str, Tensor]
+    variant: Variant
+    sha256: str
+    licence: str
 
 
-def read_metadata(path: str | Path) -> dict[str, str]:
-    """The metadata of a .safetensors file; empty for files without any. Raises WeightsError as read_state_dict does."""
-    path = Path(path)
-    if _file_kind(path) != "safetensors":
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return dict(file.metadata() or {})
-    except Exception as error:  # as in read_state_dict
-        raise _damaged(path, error) from error
+@dataclass(frozen=True)
+class Converted:
+    """What `convert_checkpoint` wrote. source_sha256: of the files it was made from, with commas between."""
 
-
-def _file_kind(path: Path) -> str:
-    """The file's kind by its content: "safetensors", "zip" (torch's format) or "pickle" (torch's before 1.6)."""
-    try:
-        with open(path, "rb") as file:
-            head, size = file.read(512), os.fstat(file.fileno()).st_size
-    except FileNotFoundError as error:
-        raise WeightsError(f"There is no weights file {path}.") from error
-    except OSError as error:
-        raise WeightsError(f"Cannot read the weights file {path}: {error.strerror or error}.") from error
-    if size == 0:
-        raise WeightsError(f"The weights file {path} is empty; download or copy it again.")
-    if size > MAX_BYTES:
-        raise WeightsError(f"The weights file {path} has {size} bytes; at most {MAX_BYTES} are read.")
-    text = head.lstrip().lower()
-    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml")):
-        raise WeightsError(f"{path} is a web page, not weights; download the file itself, not the page that shows it.")
-    if text.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a Git LFS pointer, not weights; run `git lfs pull` where it came from.")
-    if head.startswith((b"PK\x03\x04", b"\x80")):
-        if path.suffix == ".safetensors":  # torch.load goes by the name and would fail obscurely
-            raise WeightsError(f"{path} is a pickled PyTorch file, not safetensors; rename it to .pth.")
-        return "zip" if head.startswith(b"PK") else "pickle"
-    if path.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size):
-        return "safetensors"
-    raise WeightsError(f"{path} is not a weights file; accepted are .safetensors and PyTorch's .pth and .pt.")
-
-
-def _read_pickled(path: Path, kind: str) -> object:
-    """What a .pth or .pt file holds, read without running any of it."""
-    try:
-        if kind == "zip":
-            with zipfile.ZipFile(path) as archive:
-                _check_archive(path, archive)
-                _check_globals(path, io.BytesIO(archive.read(_pickle_member(path, archive))))
-        else:
-            with open(path, "rb") as file:
-                for _ in range(5):  # magic number, version, system, the object, names of its storages
-                    _check_globals(path, file)
-        # mmap: storages are slices of the file, so that no claim in it can ask for memory
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=kind == "zip")
-    except WeightsError:
-        raise
-    except Exception as error:  # a damaged pickle can fail in any way; nothing goes on after it
-        raise _damaged(path, error) from error
-
-
-def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
-    """Refuse zip bombs: torch stores its members uncompressed, so that they cannot be larger than the file."""
-    members = archive.infolist()
-    claimed, size = sum(member.file_size for member in members), path.stat().st_size
-    if claimed > size or any(member.compress_type != zipfile.ZIP_STORED for member in members):
-        raise WeightsError(
-            f"{path} is not a PyTorch weights file: it has {size} bytes, but its members claim {claimed} bytes or are "
-            f"compressed, which torch.save never does."
-        )
-
-
-def _pickle_member(path: Path, archive: zipfile.ZipFile) -> str:
-    names = archive.namelist()
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise WeightsError(f"{path} is a TorchScript program, not weights; save its state_dict() with torch.save.")
-    pickles = [name for name in names if name.endswith("/data.pkl")]
-    if len(pickles) != 1:
-        raise WeightsError(f"{path} is a zip archive, but not one written by torch.save; pass the weights file itself.")
-    return pickles[0]
-
-
-def _check_globals(path: Path, file: BinaryIO) -> None:
-    """Read one pickle's instructions, without following them, and refuse names that tensors do not need."""
-    for name in _global_names(file):
-        if name not in _TENSOR_GLOBALS:
-            raise WeightsError(
-                f"{path} holds Python objects ({_show(name.replace(' ', '.'))}), not just tensors, and was not run; "
-                f"save model.state_dict() in the program that made it."
-            )
-
-
-def _global_names(file: BinaryIO) -> Iterator[str]:
-    """The names that a pickle looks up, as "module name"."""
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name == "GLOBAL":
-            yield str(argument)
-        elif opcode.name in ("STACK_GLOBAL", "INST", "OBJ", "EXT1", "EXT2", "EXT4"):
-            yield f"pickle instruction {opcode.name}"  # torch.save does not write these
-
-
-def _unwrap(path: Path, content: object) -> dict[str, Tensor]:
-    """The state_dict in `content`: itself, or under one of WRAPPERS."""
-    if isinstance(content, Mapping):
-        found = [key for key in WRAPPERS if isinstance(content.get(key), Mapping)]
-        if len(found) > 1:
-            raise WeightsError(
-                f"{path} holds more than one state_dict ({', '.join(found)}); save the wanted one in a file of its own."
-            )
-        inner = content[found[0]] if found else content
-        other = next(
-            (key for key, value in inner.items() if not isinstance(key, str) or not isinstance(value, Tensor)), None
-        )
-        if other is None and inner:
-            return {key: value.detach() for key, value in inner.items()}
-        if inner:
-            kind = type(inner[other]).__name__
-            raise WeightsError(
-                f"{path} holds no state_dict: {_show(str(other))} is of type {kind}, not a tensor; "
-                f"accepted are a state_dict or one under {', '.join(WRAPPERS)}."
-            )
-    raise WeightsError(f"{path} holds no tensors; accepted are a state_dict or one under {', '.join(WRAPPERS)}.")
-
-
-def _require_honest_sizes(path: Path, state_dict: Mapping[str, Tensor]) -> None:
-    """Refuse tensors that repeat a few stored values billions of times."""
-    claimed = sum(value.numel() * value.element_size() for value in state_dict.values())
-    if claimed > MAX_BYTES:
-        raise WeightsError(f"The tensors of {path} claim {claimed} bytes; at most {MAX_BYTES} are read.")
-
-
-def _damaged(path: Path, error: Exception) -> WeightsError:
-    # the rest of torch's text advises to switch its safety off
-    reason = " ".join(str(error).split())[:160] or type(error).__name__
-    if "weights_only" in reason or "Weights only" in reason:
-        reason = "it is not a plain state_dict"
-    return WeightsError(f"The weights file {path} is damaged or incomplete ({reason}); download or copy it again.")
-
-
-def _show(name: str) -> str:
-    """A name from a file, fit for a one-line message."""
-    return name if name.isprintable() and len(name) <= 120 else ascii(name[:120])
+    path: Path
+    variant: str
+    licence: str
+    dtype: str
+    tensors: int
+    source_sha256: str
 
 
 def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], variant_name: str) -> None:
@@ -225,7 +65,7 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], variant_n
     expected = module.state_dict()
     given = {key: value for key, value in state_dict.items() if key in expected or not _is_allowed_extra(key, value)}
     missing = [key for key in expected if key not in given]
-    unexpected = [_show(key) for key in given if key not in expected]
+    unexpected = [show(key) for key in given if key not in expected]
     misshapen = [
         f"{key} is {_form(given[key])} instead of {_form(wanted)}"
         for key, wanted in expected.items()
@@ -239,7 +79,7 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], variant_n
         for word, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if keys
     ]
-    guess = guess_variant({key: tuple(value.shape) for key, value in state_dict.items()})
+    guess = guess_variant(_shapes(state_dict))
     hint = f"; this looks like {guess}" if guess not in (None, variant_name) else ""
     raise WeightsError(f"These weights do not fit {variant_name}: keys {', '.join(problems)}{hint}.")
 
@@ -255,127 +95,200 @@ def _is_allowed_extra(key: str, value: Tensor) -> bool:
     return torch.allclose(value.flatten().double(), torch.tensor(EXTRA_KEYS[key], dtype=torch.float64), atol=0.05)
 
 
-def guess_variant(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
-    """The variant whose keys and shapes are most like `shapes`, or None if no variant shares at least half of them.
-
-    Builds the networks of the catalogue one after the other, without filling them, until one fits exactly.
-    """
-    given = {(key, tuple(shape)) for key, shape in shapes.items() if key not in EXTRA_KEYS}
-    best, best_score = None, 0.5
-    for variant in VARIANTS:
-        network = _build_unfilled(variant)
-        own = {(key, tuple(value.shape)) for key, value in network.state_dict().items()}
-        score = len(own & given) / max(1, len(own | given))
-        if score > best_score:
-            best, best_score = variant.name, score
-        if score == 1:
-            break
-    return best
-
-
-class _SkipRandomInit(TorchFunctionMode):
-    """Networks built under this keep their weights as allocated (the base class is how torch intercepts calls).
-
-    All of them are overwritten by load_strictly, or only their shapes are wanted, and drawing hundreds of millions of
-    random numbers takes seconds.
-    """
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        """Return the tensor untouched where a random initialiser is called."""
-        kwargs = kwargs or {}
-        if func in (init.uniform_, init.normal_, init.kaiming_uniform_, Tensor.uniform_, Tensor.normal_):
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def _build_unfilled(variant: Variant) -> nn.Module:
-    with _SkipRandomInit():
-        return build(variant.family, variant.size)
-
-
-def save_checkpoint(path: str | Path, state_dict: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write `state_dict` as safetensors in its own dtypes; an interrupted write leaves an older file as it was.
-
-    metadata: {"variant": name} at least; by custom also "source_sha256" (of the file converted from) and "licence".
-    "format" ("anysam") and "dtype" (that of the floating-point tensors, or "mixed") are added.
-    Raises OutputError if it cannot be written, OptionError for metadata without a variant or with a foreign format.
-    """
-    if not metadata.get("variant") or metadata.get("format", FORMAT) != FORMAT:
-        raise OptionError(
-            f"A checkpoint's metadata needs a variant and no other format than {FORMAT}, got {dict(metadata)}."
-        )
-    dtypes = {str(value.dtype).removeprefix("torch.") for value in state_dict.values() if value.is_floating_point()}
-    dtype = dtypes.pop() if len(dtypes) == 1 else "mixed"
-    write_tensors(path, state_dict, {**metadata, "format": FORMAT, "dtype": dtype})
-
-
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write any tensors and texts as safetensors, complete or not at all. Raises OutputError if that fails."""
-    path = Path(path)
-    owned, storages = {}, set()
-    for key, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        storage = value.untyped_storage()
-        # the format has no shared memory: a second name of the same values gets its own copy
-        owned[key] = value.clone() if storage.data_ptr() in storages else value
-        storages.add(storage.data_ptr())
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        draft.touch(exist_ok=False)
-        mode = draft.stat().st_mode  # of a new file here; save_file makes one that only its owner may read
-        save_file(owned, draft, dict(metadata))
-        draft.chmod(mode)
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
-        raise OutputError(f"Cannot write {path}: {error}; is the folder there, writable and not full?") from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
 def load_model(
-    name_or_path: str | Path, variant: str | None = None, progress: Progress | None = None
+    name_or_path: str | Path,
+    variant: str | None = None,
+    progress: Progress | None = None,
+    allow: str | Iterable[str] | None = None,
 ) -> tuple[nn.Module, Variant, str]:
     """The network with its weights (float32, CPU, training mode as built), its catalogue row, and the file's sha256.
 
     A name from the catalogue takes the package's own file, else the cache, else a download (see anysam.fetch for
     `progress` and the errors); the hash is checked. Anything that is a Path, exists, or looks like a file is read from
-    there; which variant it is comes from `variant`, else from the file's metadata, else from its keys and shapes.
-    Raises UnknownModelError, OptionError (a name with another `variant`), WeightsError or DownloadError.
+    there; which variant it is comes from `variant`, else from its hash, its metadata, or its keys and shapes.
+    allow: the licences that the weights may be under, see anysam.licences.
+
+    Raises UnknownModelError, OptionError (a name with another `variant`), LicenceError, WeightsError or DownloadError.
     """
+    allowed = allowed_licences(allow)
     names = {row.name for row in VARIANTS}
     if isinstance(name_or_path, Path) or (name_or_path not in names and _looks_like_file(name_or_path)):
-        path = Path(name_or_path).expanduser()
-        state_dict = read_state_dict(path)
-        row = find_variant(variant) if variant is not None else _identify(path, state_dict)
-        digest = file_sha256(path)
+        paths = [Path(name_or_path).expanduser()]
+        weights = _read(paths, variant)
+        require_allowed(str(paths[0]), weights.licence, allowed)
     else:
         row = find_variant(name_or_path)
         if variant is not None and find_variant(variant) != row:
             raise OptionError(f"The model {row.name} is not a {variant}; give a variant only with the path of a file.")
-        path = locate(row) or fetch_weights(row, progress)
-        digest = verify_weights(row, path)
-        state_dict = read_state_dict(path)
-    module = _build_unfilled(row)
-    try:
-        load_strictly(module, state_dict, row.name)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
-    return module, row, digest
+        require_allowed(row.name, row.weights_licence, allowed)  # before a download
+        paths = _published_files(row, progress)
+        weights = _read(paths, row.name)
+    announce_licence(weights.variant.name, weights.licence)
+    return _network(weights, paths), weights.variant, weights.sha256
 
 
 def _looks_like_file(text: str) -> bool:
     return Path(text).suffix.lower() in SUFFIXES or "/" in text or os.sep in text or Path(text).is_file()
 
 
-def _identify(path: Path, state_dict: Mapping[str, Tensor]) -> Variant:
-    """The variant that a file says it is, or that its tensors look like."""
-    metadata = read_metadata(path)
+def _published_files(row: Variant, progress: Progress | None) -> list[Path]:
+    """The files of a model on this machine, verified: the one, or where that is not here its published parts."""
+    rows = missing_parts(row) or (row,)
+    paths = [locate(each) or fetch_weights(each, progress) for each in rows]
+    for each, path in zip(rows, paths, strict=True):
+        verify_weights(each, path)
+    return paths
+
+
+def _read(paths: Sequence[Path], variant: str | None) -> _Weights:
+    """The weights in one file or in the several that a variant is published as. variant: None to find out."""
+    chosen = None if variant is None else find_variant(variant)
+    if len(paths) == 1:
+        state_dict = _read_whole(paths[0])
+        digest, metadata = file_sha256(paths[0]), read_metadata(paths[0])
+        row = chosen or _identify(paths[0], state_dict, digest, metadata)
+        licence = metadata.get("licence", "") if metadata.get("format") == FORMAT else ""
+        return _Weights(_converted(row, state_dict, paths), row, digest, licence or row.weights_licence)
+    contents = [read_checkpoint(path) for path in paths]
+    row = chosen or _identify_parts(paths, contents)
+    try:
+        state_dict = merged(row, contents)
+    except WeightsError as error:
+        raise WeightsError(f"{', '.join(map(str, paths))}: {error}") from error
+    digests = ",".join(map(file_sha256, paths))
+    return _Weights(_converted(row, state_dict, paths), row, digests, row.weights_licence)
+
+
+def _converted(row: Variant, state_dict: Mapping[str, Tensor], paths: Sequence[Path]) -> dict[str, Tensor]:
+    try:
+        return converted(row, state_dict)
+    except WeightsError as error:
+        raise WeightsError(f"{', '.join(map(str, paths))}: {error}") from error
+
+
+def _read_whole(path: Path) -> dict[str, Tensor]:
+    """The state_dict of a model that is one file. Raises WeightsError that says so if it is a part of another."""
+    try:
+        return read_state_dict(path)
+    except WeightsError:
+        if not _rows_with_part(path) or not isinstance(read_checkpoint(path), dict):
+            raise
+    raise _only_a_part(path)
+
+
+def _rows_with_part(path: Path) -> list[Variant]:
+    return [row for row in VARIANTS if any(part.name == path.name for part in row.parts)]
+
+
+def _only_a_part(path: Path) -> WeightsError:
+    row = _rows_with_part(path)[0]
+    names = " ".join(part.name for part in row.parts)
+    return WeightsError(
+        f"{path} is only a part of a model, for example of {row.name}; join its files with `anysam convert {names} "
+        f"-o {row.file.name}`, and load that."
+    )
+
+
+def _network(weights: _Weights, paths: Sequence[Path]) -> nn.Module:
+    """The network filled with the weights. Raises WeightsError with the files' names."""
+    try:
+        module = unfilled(weights.variant, weights.state_dict)
+        load_strictly(module, weights.state_dict, weights.variant.name)
+    except WeightsError as error:
+        raise WeightsError(f"{', '.join(map(str, paths))}: {error}") from error
+    return module
+
+
+def _identify(path: Path, state_dict: Mapping[str, Tensor], digest: str, metadata: Mapping[str, str]) -> Variant:
+    """The variant whose published hash a file has, which it says it is, or which its tensors look like."""
+    published = [row for row in VARIANTS if row.file.sha256 == digest]
+    if published:
+        return published[0]
     if metadata.get("format") == FORMAT and re.fullmatch(r"\w+", metadata.get("variant", "")):
         return find_variant(metadata["variant"])
-    guess = guess_variant({key: tuple(value.shape) for key, value in state_dict.items()})
-    if guess is None:
-        first, names = _show(next(iter(state_dict))), ", ".join(row.name for row in VARIANTS)
-        raise WeightsError(f"Cannot tell which model {path} is for (first key: {first}); pass variant, one of {names}.")
-    return find_variant(guess)
+    likely = likely_variants(_shapes(state_dict))
+    if likely:  # some variants differ in values only: then the file's name decides
+        return next((row for row in likely if row.file.name == path.name), likely[0])
+    if _rows_with_part(path):
+        raise _only_a_part(path)
+    first, names = show(next(iter(state_dict))), ", ".join(row.name for row in VARIANTS)
+    raise WeightsError(f"Cannot tell which model {path} is for (first key: {first}); pass variant, one of {names}.")
+
+
+def _identify_parts(paths: Sequence[Path], contents: Sequence[object]) -> Variant:
+    """The variant whose parts these are, in any order and under any names."""
+    rows = [row for row in VARIANTS if row.parts]
+    for family in dict.fromkeys(row.family for row in rows):
+        first = next(row for row in rows if row.family == family)
+        try:
+            state_dict = merged(first, contents)
+        except WeightsError as error:
+            if len({row.family for row in rows}) == 1:  # then its reason is the best that can be said
+                raise WeightsError(f"{', '.join(map(str, paths))}: {error}") from error
+            continue
+        for row in likely_variants(_shapes(state_dict)):
+            if row in rows:
+                return row
+    names = ", ".join(row.name for row in rows)
+    raise WeightsError(
+        f"Cannot tell which model {', '.join(map(str, paths))} are the parts of; pass variant, one of {names}."
+    )
+
+
+def _shapes(state_dict: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
+def convert_checkpoint(
+    paths: str | Path | Sequence[str | Path],
+    out: str | Path,
+    variant: str | None = None,
+    dtype: str | None = None,
+    force: bool = False,
+    allow: str | Iterable[str] | None = None,
+) -> Converted:
+    """Write weights of any accepted kind as a .safetensors file that says which model it is and where it came from.
+
+    paths: a file, or the several that a model is published as. variant: as in `anysam.load`. dtype: "float16" or
+    "float32" for the fractions among the numbers; None keeps what is stored. force: replace an existing file. allow:
+    the licences that the weights may be under. The file fits the network strictly, and appears whole or not at all.
+
+    Raises as `anysam.load` does, OptionError for another dtype or suffix, OutputError if `out` exists or cannot be
+    written.
+    """
+    sources = [Path(path).expanduser() for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    target = Path(out).expanduser()
+    _check_request(sources, target, dtype, force)
+    allowed = allowed_licences(allow)
+    weights = _read(sources, variant)
+    require_allowed(weights.variant.name, weights.licence, allowed)
+    announce_licence(weights.variant.name, weights.licence)
+    keys = _network(weights, sources).state_dict().keys()
+    tensors = {key: _cast(key, weights.state_dict[key], dtype) for key in keys}
+    metadata = {"variant": weights.variant.name, "source_sha256": weights.sha256, "licence": weights.licence}
+    save_checkpoint(target, tensors, metadata)
+    written = read_metadata(target)["dtype"]
+    return Converted(target, weights.variant.name, weights.licence, written, len(tensors), weights.sha256)
+
+
+def _check_request(sources: Sequence[Path], target: Path, dtype: str | None, force: bool) -> None:
+    if not sources:
+        raise OptionError("No file to convert is given.")
+    if dtype is not None and dtype not in _DTYPES:
+        raise OptionError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    if target.suffix != ".safetensors":
+        raise OptionError(f"The file to write must end in .safetensors, got {str(target)!r}.")
+    if any(source.exists() and target.exists() and source.samefile(target) for source in sources):
+        raise OptionError(f"{target} is the file to convert; write another one.")
+    if target.exists() and not force:
+        raise OutputError(f"{target} is there already; choose another name, or replace it with --force.")
+
+
+def _cast(key: str, value: Tensor, dtype: str | None) -> Tensor:
+    """`value` in the wanted dtype. Raises OptionError if it has numbers too large for it."""
+    if dtype is None or not value.is_floating_point() or value.dtype == _DTYPES[dtype]:
+        return value
+    cast = value.to(_DTYPES[dtype])
+    if not torch.equal(torch.isfinite(cast), torch.isfinite(value)):
+        raise OptionError(f"{key} has values that {dtype} cannot hold, up to {value.abs().max():g}; use float32.")
+    return cast

@@ -35,6 +35,7 @@ COMMANDS = (
     Command("segment", "anysam.commands.segment", "cut out of photographs what points, boxes or outlines show"),
     Command("models", "anysam.commands.models", "list the models: size, prompts, licence, and which are here"),
     Command("fetch", "anysam.commands.fetch", "download a model's weights now, instead of on first use"),
+    Command("convert", "anysam.commands.convert", "rewrite published weights as .safetensors, without running them"),
 )
 
 _EXAMPLES = """\

@@ -40,3 +40,7 @@ class OutputError(AnySamError):
 
 class MissingExtraError(AnySamError):
     """An optional dependency is not installed; the message holds its install line."""
+
+
+class LicenceError(WeightsError):
+    """The licence of weights is not among those that the user allows."""

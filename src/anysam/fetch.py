@@ -22,7 +22,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -64,6 +64,13 @@ def locate(variant: Variant) -> Path | None:
     """The weights of `variant` on this machine: the package's own file, else the cache, else None. Never connects."""
     cached = cache_path(variant)
     return embedded_path(variant) or (cached if cached.is_file() else None)
+
+
+def missing_parts(variant: Variant) -> tuple[Variant, ...]:
+    """The published parts of a variant whose own file is not here, a row for each; none for other variants."""
+    if locate(variant) is not None:
+        return ()
+    return tuple(replace(variant, file=part, parts=()) for part in variant.parts)
 
 
 def file_sha256(path: Path) -> str:
@@ -160,7 +167,8 @@ class _Interrupted(Exception):
 
 def _address(variant: Variant, target: Path) -> str:
     """Where to download from. Raises DownloadError if that is nowhere or connecting is forbidden."""
-    if variant.file.url is None:
+    file = variant.file
+    if file.url is None and file.page is None:
         raise DownloadError(
             f"The weights of {variant.name} ship inside the package and are not downloadable, but this installation "
             f"lacks weights/{variant.name}.safetensors; install the package again."
@@ -168,17 +176,22 @@ def _address(variant: Variant, target: Path) -> str:
     if os.environ.get("ANYSAM_OFFLINE", "").lower() not in ("", "0", "false", "no"):
         raise DownloadError(
             f"The weights of {variant.name} are not at {target} and ANYSAM_OFFLINE forbids connecting; "
-            f"copy {variant.file.name} there or unset ANYSAM_OFFLINE."
+            f"copy {file.name} there or unset ANYSAM_OFFLINE."
         )
     mirror = os.environ.get("ANYSAM_MIRROR", "")
+    if not mirror and file.url is None:
+        raise DownloadError(
+            f"The weights of {variant.name} have no address to fetch them from: get {file.name} from {file.page} and "
+            f"give its path as the model, or copy it to {target}."
+        )
     if not mirror:
-        return variant.file.url
+        return str(file.url)
     if not _is_plain_address(mirror):
         shown = mirror.rsplit("@", 1)[-1]  # a password must not end up in a log
         raise DownloadError(
             f"ANYSAM_MIRROR must be an http:// or https:// address without user name, query or fragment, got {shown!r}."
         )
-    return f"{mirror.rstrip('/')}/{urllib.parse.quote(variant.file.name)}"
+    return f"{mirror.rstrip('/')}/{urllib.parse.quote(file.name)}"
 
 
 def _is_plain_address(address: str) -> bool:

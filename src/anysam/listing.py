@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant
+from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant, WeightsFile, find_variant
 from anysam.fetch import locate
 
 
@@ -17,7 +17,7 @@ class ListedModel:
 
     @property
     def megabytes(self) -> float | None:
-        """Size of the weights in units of 10**6 bytes: of the file that is here, else of the published one."""
+        """Size of the weights in units of 10**6 bytes: of the file that is here, else of the published ones."""
         return self.variant.megabytes if self.weights is None else self.weights.stat().st_size / 1e6
 
     def to_dict(self) -> dict[str, Any]:
@@ -30,15 +30,28 @@ class ListedModel:
             "size": variant.size,
             "summary": variant.summary,
             "prompts": list(variant.prompts),
+            "max_points": variant.max_points,
             "parameters": variant.parameters,
+            "gmac": variant.gmac,
             "megabytes": None if self.megabytes is None else round(self.megabytes, 1),
             "code_licence": variant.code_licence,
             "weights_licence": variant.weights_licence,
             "source": variant.source,
+            "files": [_file(file) for file in variant.files],
             "weights": None if self.weights is None else str(self.weights),
         }
+
+
+def _file(file: WeightsFile) -> dict[str, Any]:
+    return {"name": file.name, "url": file.url, "page": file.page, "sha256": file.sha256, "bytes": file.bytes}
 
 
 def list_models() -> list[ListedModel]:
     """Every model that can be named, in the catalogue's order. Connects to nothing."""
     return [ListedModel(variant, locate(variant)) for variant in VARIANTS]
+
+
+def find_model(name: str) -> ListedModel:
+    """The model called exactly `name`. Connects to nothing. Raises UnknownModelError."""
+    variant = find_variant(name)
+    return ListedModel(variant, locate(variant))

@@ -26,7 +26,7 @@ from anysam.errors import ImageError, OptionError, PromptError
 from anysam.images import read_image
 from anysam.letterbox import prepare_letterbox
 from anysam.models import InstanceModel, PromptableModel, SelectingModel
-from anysam.models.layers import fuse
+from anysam.models.layers import fuse, move
 from anysam.preprocess import Preprocess, mask_to_logits, prepare_image, prompt_tokens, upscale_logits
 from anysam.prompts import Prompt, ResolvedPrompt, resolve_prompt
 from anysam.results import Prediction
@@ -118,8 +118,8 @@ class EncodedImage:
 class Model:
     """A loaded model. Holds nothing of any image, so threads can share it.
 
-    variant: its name in the catalogue. network: in eval mode, on `device`, with parameters of `dtype`.
-    weights_sha256: of the file the weights came from.
+    variant: its name in the catalogue. network: in eval mode, on `device`, with parameters of `dtype` but for its
+    float32_parts. weights_sha256: of the file the weights came from.
     """
 
     variant: str
@@ -228,7 +228,7 @@ class Model:
         self, encoded: EncodedImage, prompts: list[ResolvedPrompt], multimask: bool | None
     ) -> list[Prediction]:
         """Predictions for prompts of any kinds, in their order, decoded in batches of equal form."""
-        features = {name: tensor.to(self.device) for name, tensor in encoded.features.items()}
+        features = {name: tensor.to(self.device, self._decoder_dtype) for name, tensor in encoded.features.items()}
         # A prompt is one query, or two where the answer is chosen among all masks that the model can propose.
         queries: list[_Query] = []
         owners: list[int] = []
@@ -299,6 +299,10 @@ class Model:
             )
         return resolved
 
+    @property
+    def _decoder_dtype(self) -> torch.dtype:
+        return torch.float32 if self._promptable().float32_parts else self.dtype
+
     def _promptable(self) -> PromptableModel:
         return cast(PromptableModel, self.network)
 
@@ -341,7 +345,9 @@ class Model:
         points = torch.stack([query.points for query in queries]).to(self.device)  # (P, N, 2)
         labels = torch.stack([query.labels for query in queries]).to(self.device)  # (P, N)
         masks = [query.mask for query in queries if query.mask is not None]
-        mask_logits = torch.stack(masks)[:, None].to(self.device, self.dtype) if masks else None  # (P, 1, h, w)
+        mask_logits = (
+            torch.stack(masks)[:, None].to(self.device, self._decoder_dtype) if masks else None
+        )  # (P, 1, h, w)
         logits, ious, extras = self._promptable().decode(features, points, labels, mask_logits, queries[0].multimask)
         scores = ious.float().cpu().numpy()  # (P, C)
         low_res = logits.float().cpu().numpy()  # (P, C, h, w)
@@ -388,22 +394,26 @@ def load(
     device: str | None = None,
     dtype: torch.dtype | str = "float32",
     progress: Callable[[int, int | None], None] | None = None,
+    allow: str | Iterable[str] | None = None,
 ) -> Model:
     """Load a model, ready to use; the built-in one if nothing is named.
 
     name_or_path: a name of the catalogue, or a weights file. variant: the catalogue name of a weights file that does
     not tell by itself. device: "cpu", "cuda", "cuda:1", ...; None takes a GPU if there is one. dtype: "float32",
-    "float16" or "bfloat16". progress: called with bytes done and bytes in all (or None) during a download.
+    "float16" or "bfloat16"; parts whose masks would suffer stay in float32 (`PromptableModel.float32_parts`).
+    progress: called with bytes done and bytes in all (or None) during a download. allow: the licences that the weights
+    may be under, for example "apache-2.0,mit"; None takes ANYSAM_ALLOW, else all.
 
-    Raises UnknownModelError, WeightsError, DownloadError, or OptionError for a device or dtype that is not there.
+    Raises UnknownModelError, WeightsError, LicenceError, DownloadError, or OptionError for a device or dtype that is not
+    there.
     """
     chosen_dtype = _find_dtype(dtype)
     chosen_device = _find_device(device)
     name = DEFAULT_VARIANT if name_or_path is None else name_or_path
     if not isinstance(name, (str, Path)):
         raise OptionError(f"A model is given by its name or the path of a weights file, got {type(name).__name__}.")
-    network, row, weights_sha256 = load_model(name, variant, progress)
-    network = fuse(network.eval().requires_grad_(False)).to(chosen_device, chosen_dtype)
+    network, row, weights_sha256 = load_model(name, variant, progress, allow)
+    network = move(fuse(network.eval().requires_grad_(False)), chosen_device, chosen_dtype)
     return Model(row.name, cast(PromptableModel | InstanceModel, network), chosen_device, chosen_dtype, weights_sha256)
 
 

@@ -30,6 +30,7 @@ MODULES = {
     "fast_sam": "fast_sam",
     "mobile_sam_v2": "mobilesamv2",
     "object_aware": "object_aware",
+    "sam_lightening": "sam_lightening",
     "tap": "tap",
 }
 # Cases that are no variant of the catalogue: an encoder that was never released, and functions without a network.

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysam import __version__
+from anysam.commands.options import add_allow
 from anysam.commands.progress import download_progress, image_progress
 from anysam.errors import AnySamError, OptionError
 
@@ -90,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="float32",
         help="number format (default: %(default)s)",
     )
+    add_allow(how)
     masks = how.add_mutually_exclusive_group()
     masks.add_argument(
         "--multimask",
@@ -188,8 +190,10 @@ def _plan(arguments: argparse.Namespace) -> Task:
     """Check everything that can be checked before an image is opened."""
     from anysam.commands.hints import Hints, prompts_from_hints
     from anysam.images import MAX_PIXELS
+    from anysam.licences import allowed_licences
     from anysam.outputs import check_formats, make_folder
 
+    allowed_licences(arguments.allow)
     max_pixels: int = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
     if max_pixels < 1:
         raise OptionError(f"--max-pixels must be at least 1, got {max_pixels}.")
@@ -217,7 +221,13 @@ def _load(arguments: argparse.Namespace, models: list["Model"]) -> "Model":
     if not models:
         with download_progress(arguments.model or "") as progress:
             models.append(
-                predictor.load(arguments.model, device=arguments.device, dtype=arguments.dtype, progress=progress)
+                predictor.load(
+                    arguments.model,
+                    device=arguments.device,
+                    dtype=arguments.dtype,
+                    progress=progress,
+                    allow=arguments.allow,
+                )
             )
     return models[0]
 

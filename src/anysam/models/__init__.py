@@ -43,11 +43,14 @@ class PromptableModel(Protocol):
     """What every promptable network offers; `anysam.predictor` needs nothing else of it.
 
     preprocess: how images enter and logits leave. multimask_default: when a prediction without a wish has several
-    masks: for a "single_point" and nothing else, "always" or "never".
+    masks: for a "single_point" and nothing else, "always" or "never". float32_parts: the submodules that decode, where
+    half precision would cost masks their borders (a decoder is little work beside its encoder); features are then given
+    to `decode` in float32. Empty: everything is in the model's dtype.
     """
 
     preprocess: Preprocess
     multimask_default: MultimaskDefault
+    float32_parts: tuple[str, ...]
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """Padded, normalised pixels (B, 3, H, W) -> features, all with B in front.

@@ -311,6 +311,7 @@ class AnySamLite(nn.Module):
     """Backbone, neck and decoder; see the module's docstring."""
 
     multimask_default: MultimaskDefault = "single_point"
+    float32_parts: tuple[str, ...] = ()
     preprocess = Preprocess(long_side=640, pad_to=None, pad_multiple=32, name="anysam_lite")
 
     def __init__(self, config: LiteConfig) -> None:

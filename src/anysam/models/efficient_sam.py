@@ -513,6 +513,7 @@ class EfficientSam(nn.Module):
     """EfficientSAM as a PromptableModel."""
 
     multimask_default: MultimaskDefault = "always"
+    float32_parts: tuple[str, ...] = ("prompt_encoder", "mask_decoder")
 
     def __init__(
         self,

@@ -28,6 +28,14 @@ def fuse(network: nn.Module) -> nn.Module:
     return network
 
 
+def move(network: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """Bring `network` to a device and a dtype, in place, except for its `float32_parts`, which stay in float32."""
+    network.to(device, dtype)
+    for name in getattr(network, "float32_parts", ()):
+        network.get_submodule(name).float()
+    return network
+
+
 def fuse_conv_bn(conv: nn.Conv2d, bn: nn.BatchNorm2d) -> nn.Conv2d:
     """One convolution with bias that equals `bn(conv(x))` with the norm's running statistics.
 

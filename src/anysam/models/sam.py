@@ -8,12 +8,15 @@ the official ones, so published state_dicts load unchanged.
 What is unusual here:
 - Relative positions are decomposed: the logit of query (i, j) and key (k, l) gets q . R_h[i - k] + q . R_w[j - l], with
   the UNSCALED query, while the content term is scaled. In a global block that is a bias of (heads, 4096, 4096): 0.8 to
-  1 GB in float32. It is built for a band of query rows at a time, small enough to stay near the caches.
+  1 GB in float32. It is built for a band of query rows of one head at a time, small enough to stay near the caches.
 - The 64 x 64 grid is no multiple of the 14 x 14 window. Officially the tokens are padded with zeros before the qkv
   projection, so a padded key or value is the projection's bias. Here only real tokens are projected and the bias is
   written into the padding: the same numbers, a sixth less work in both projections.
+- On a CPU a block of windowed attention takes two rows of windows at a time, from its first norm to its last sum, and
+  every MLP 2048 tokens: smaller intermediate tensors, in memory that is used again instead of asked for anew.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,13 +24,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import UnknownModelError
+from anysam.models import Decoded, MultimaskDefault
+from anysam.models.hf_names import is_hf, sam_from_hf
 from anysam.models.sam_decoder import PADDING, LayerNorm2d, MaskDecoder, PromptEncoder
 from anysam.preprocess import Preprocess
 
 PREPROCESS = Preprocess(name="sam_1024", long_side=1024, pad_to=1024)
 
-# Values of relative-position bias held at once, over all heads: 8 M float32 are 32 MB.
-_BIAS_VALUES = 8 * 1024 * 1024
+# Values of relative-position bias held at once on a CPU: 6 M float32 are 24 MB, which allocators keep for the next use
+# (from 32 MB on, glibc's asks the system for fresh pages every time). A GPU takes 16 times as many.
+_BIAS_VALUES = 6 * 1024 * 1024
+
+# On a CPU, rows of windows in a block and tokens in an MLP at once. Fewer would cost time in the matrix products.
+_WINDOW_ROWS, _MLP_TOKENS = 2, 2048
 
 
 @dataclass(frozen=True)
@@ -111,39 +120,59 @@ class Attention(nn.Module):
         batch, height, width, _ = x.shape
         side = self.window
         rows, columns = -(-height // side), -(-width // side)  # windows down and across
-        qkv = self.qkv(x)  # (B, h, w, 3 D)
-        if (rows * side, columns * side) != (height, width):
-            padded = self.qkv.bias.expand(batch, rows * side, columns * side, -1).to(qkv.dtype).clone()
-            padded[:, :height, :width] = qkv
-            qkv = padded  # (B, rows * side, columns * side, 3 D)
-        qkv = qkv.reshape(batch, rows, side, columns, side, 3, self.num_heads, -1)
-        qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7)  # (3, B, rows, columns, heads, side, side, D/heads)
-        q, k, v = qkv.flatten(1, 3).flatten(3, 4)  # each (windows, heads, side * side, D/heads)
+        q, k, v = self._project(x, (rows * side - height, columns * side - width))
         out = self._attend(q, k, v)  # (windows, heads, side * side, D/heads)
         out = out.reshape(batch, rows, columns, self.num_heads, side, side, -1)
         out = out.permute(0, 1, 4, 2, 5, 3, 6)  # (B, rows, side, columns, side, heads, D/heads)
         out = out.reshape(batch, rows * side, columns * side, -1)[:, :height, :width]  # (B, h, w, D)
         return self.proj(out)
 
+    def _project(self, x: Tensor, padding: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, h, w, D) -> its q, k, v, each as `_windows` gives them."""
+        # Padded tokens are zeros before the projection, so their keys and values are its bias.
+        values, fill = self.qkv(x).chunk(3, dim=-1), self.qkv.bias.chunk(3)
+        q, k, v = (self._windows(values[i], fill[i], padding) for i in range(3))
+        return q, k, v
+
+    def _windows(self, x: Tensor, fill: Tensor, padding: tuple[int, int]) -> Tensor:
+        """x (B, h, w, D), padded below and right with fill (D,), -> (windows, heads, side * side, D/heads)."""
+        batch, height, width, _ = x.shape
+        side = self.window
+        if any(padding):
+            padded = fill.to(x.dtype).expand(batch, height + padding[0], width + padding[1], -1).clone()
+            padded[:, :height, :width] = x
+            x = padded
+        x = x.reshape(batch, x.shape[1] // side, side, x.shape[2] // side, side, self.num_heads, -1)
+        x = x.permute(0, 1, 3, 5, 2, 4, 6)  # (B, rows, columns, heads, side, side, D/heads)
+        return x.flatten(0, 2).flatten(2, 3).contiguous()  # (windows, heads, side * side, D/heads)
+
     def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention of q, k, v (windows, heads, side * side, D/heads), a band of query rows at a time."""
+        """Attention of q, k, v (windows, heads, side * side, D/heads), some heads and query rows at a time."""
         windows, heads, tokens, _ = q.shape
         side = self.window
         grid = q.unflatten(2, (side, side))  # (windows, heads, side, side, D/heads)
         offsets = torch.arange(side, device=q.device)
         offsets = offsets[:, None] - offsets + side - 1  # (query, key) -> row of a table
-        # Contiguous, because einsum returns permuted strides, which the sums below would inherit and then copy away.
-        rel_h = torch.einsum("nhijd,ikd->nhijk", grid, self.rel_pos_h[offsets]).contiguous()  # (.., side, side, side)
-        rel_w = torch.einsum("nhijd,jkd->nhijk", grid, self.rel_pos_w[offsets]).contiguous()  # (.., side, side, side)
-        band = min(side, max(1, _BIAS_VALUES // (windows * heads * side * tokens)))  # query rows at once
-        parts = []
-        for top in range(0, side, band):
-            row = slice(top, top + band)
-            bias = rel_h[:, :, row, :, :, None] + rel_w[:, :, row, :, None, :]
-            bias = bias.flatten(4, 5).flatten(2, 3)  # (windows, heads, band * side, side * side)
-            queries = grid[:, :, row].flatten(2, 3)  # (windows, heads, band * side, D/heads)
-            parts.append(functional.scaled_dot_product_attention(queries, k, v, attn_mask=bias))
-        return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
+        tables_h, tables_w = self.rel_pos_h[offsets], self.rel_pos_w[offsets]  # (side, side, D/heads)
+        limit = _BIAS_VALUES if q.device.type == "cpu" else 16 * _BIAS_VALUES
+        some = min(heads, max(1, limit // (windows * tokens * tokens)))  # heads at once
+        band = min(side, max(1, limit // (windows * some * side * tokens)))  # query rows at once
+        bands = []
+        for head in range(0, heads, some):
+            few = slice(head, head + some)
+            # Contiguous, because einsum returns permuted strides, which the sums would inherit and then copy away.
+            rel_h = torch.einsum("nhijd,ikd->nhijk", grid[:, few], tables_h).contiguous()  # (.., side, side, side)
+            rel_w = torch.einsum("nhijd,jkd->nhijk", grid[:, few], tables_w).contiguous()  # (.., side, side, side)
+            parts = []
+            for top in range(0, side, band):
+                row = slice(top, top + band)
+                bias = rel_h[:, :, row, :, :, None] + rel_w[:, :, row, :, None, :]
+                bias = bias.flatten(4, 5).flatten(2, 3)  # (windows, some, band * side, side * side)
+                queries = grid[:, few, row].flatten(2, 3)  # (windows, some, band * side, D/heads)
+                out = functional.scaled_dot_product_attention(queries, k[:, few], v[:, few], attn_mask=bias)
+                parts.append(out)  # (windows, some, band * side, D/heads)
+            bands.append(torch.cat(parts, dim=2))
+        return torch.cat(bands, dim=1)  # (windows, heads, side * side, D/heads)
 
 
 class Block(nn.Module):
@@ -158,8 +187,17 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, D) -> the same shape."""
+        if x.device.type != "cpu" or torch.compiler.is_exporting():
+            x = x + self.attn(self.norm1(x))
+            return x + self.mlp(self.norm2(x))
+        # Windows do not see one another, so some go through the whole block before the next.
+        bands = [self._band(band) for band in x.split(_WINDOW_ROWS * self.attn.window, dim=1)]
+        return torch.cat(bands, dim=1)  # (B, h, w, D)
+
+    def _band(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        parts = [part + self.mlp(self.norm2(part)) for part in x.flatten(0, 2).split(_MLP_TOKENS)]
+        return torch.cat(parts).unflatten(0, x.shape[:3])
 
 
 class ImageEncoderViT(nn.Module):
@@ -195,6 +233,9 @@ class Sam(nn.Module):
     image_encoder: maps pixels (B, 3, H, W) to image_embeddings (B, D, h, w).
     """
 
+    multimask_default: MultimaskDefault = "single_point"
+    float32_parts: tuple[str, ...] = ("prompt_encoder", "mask_decoder")
+
     def __init__(
         self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, preprocess: Preprocess
     ) -> None:
@@ -210,13 +251,14 @@ class Sam(nn.Module):
 
     def decode(
         self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None, multimask: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Decoded:
         """See PromptableModel.decode: low_res_logits (P, C, 4h, 4w) and iou_predictions (P, C), C 3 or 1."""
         if labels.shape[1] == 1 and bool((labels == PADDING).all()):
             # Neither points nor boxes: the published predictor then gives no prompt tokens at all.
             points, labels = points[:, :0], labels[:, :0]
         sparse, dense = self.prompt_encoder(points, labels, mask_logits)  # (P, N, D), (1 or P, D, h, w)
-        return self.mask_decoder(features["image_embeddings"], self.prompt_encoder.dense_pe(), sparse, dense, multimask)
+        image_pe = self.prompt_encoder.dense_pe()  # (1, D, h, w)
+        return Decoded(*self.mask_decoder(features["image_embeddings"], image_pe, sparse, dense, multimask))
 
 
 def build_sam(config: VitConfig, preprocess: Preprocess) -> Sam:
@@ -231,3 +273,8 @@ def build(size: str) -> Sam:
     if size not in SIZES:
         raise UnknownModelError(f"SAM has no size {size!r}; its sizes are {', '.join(SIZES)}.")
     return build_sam(SIZES[size], PREPROCESS)
+
+
+def convert_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names that transformers gives to SAM's tensors -> the official ones; those unchanged."""
+    return sam_from_hf(state_dict) if is_hf(state_dict) else dict(state_dict)

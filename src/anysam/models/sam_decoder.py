@@ -5,13 +5,19 @@ Source: facebookresearch/segment-anything@dca509f, segment_anything/modeling/ (p
 mask_decoder.py; Apache-2.0). Written anew; parameter names are the official ones, so published state_dicts load
 unchanged.
 
-What is unusual here: tensors that are the same for all prompts (the image embedding, its position code, the dense
-embedding when no mask is given) keep a leading dimension of 1 for as long as they are equal, so the first layer's
-image-side projections are computed once for a whole batch of prompts.
+What is unusual here, all of it algebra that changes rounding only:
+- Tensors that are the same for all prompts (the image embedding, its position code, the dense embedding when no mask is
+  given) keep a leading dimension of 1 for as long as they are equal, so the first layer's image-side projections are
+  computed once for a whole batch of prompts.
+- A prompt has few tokens, the image thousands. Where a product of both can be bracketed either way, the projection
+  matrix is multiplied into the tokens: q (W x)^T = (q W) x^T. That halves the work of a prompt.
+- On a CPU the image side is computed for a few prompts at a time, which keeps it in the caches.
+- The transposed convolutions are matrix products in token layout; only the final logits are put in image order.
 """
 
 import math
-from typing import cast
+from collections.abc import Iterator
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +25,9 @@ from torch.nn import functional
 
 # Labels of prompt tokens, as in the official point_embeddings table.
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
+
+# Prompts whose image tokens (4 MB each in float32) are held at once on a CPU.
+_PROMPTS_AT_ONCE_CPU = 2
 
 
 class LayerNorm2d(nn.Module):
@@ -146,7 +155,11 @@ def encode_tokens(
 
 
 class Attention(nn.Module):
-    """Multi-head attention whose inner width may be smaller than the embedding's."""
+    """Multi-head attention whose inner width may be smaller than the embedding's.
+
+    Between few tokens (P, N, D) and many cells of the image (P or 1, M, D) there are two forms of `forward` that do
+    less work; a leading 1 means that all prompts share the image.
+    """
 
     def __init__(self, embedding_dim: int, num_heads: int, downsample_rate: int = 1) -> None:
         super().__init__()
@@ -161,12 +174,100 @@ class Attention(nn.Module):
         """q (P or 1, N, D), k and v (P or 1, M, D) -> (P, N, D); a leading 1 is shared by all prompts."""
         q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
         batch = max(q.shape[0], k.shape[0])
-        q, k, v = (t.expand(batch, -1, -1, -1) for t in (q, k, v))  # (P, heads, N or M, D/heads)
+        q, k, v = (t.expand(batch, -1, -1, -1) for t in (q, k, v))  # (P, heads, N or M, d)
         out = functional.scaled_dot_product_attention(q, k, v)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (P, N, D)
 
+    def image_to_tokens(
+        self, tokens: Tensor, image_at: Tensor, image: Tensor, projected: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """forward(tokens, image_at, image): (P, N, D).
+
+        projected: keys and values of the image, (P or 1, heads, M, d), if they are known already.
+        """
+        q = self._heads(self.q_proj(tokens))  # (P, heads, N, d)
+        shared = len(image) == 1
+        if shared:
+            q = q.transpose(0, 1).flatten(1, 2)[None]  # (1, heads, P * N, d)
+        if projected is None and self.folds(q.shape[2], q.dtype):
+            q = q * q.shape[-1] ** -0.5
+            at = (q @ self._by_head(self.k_proj.weight)).flatten(1, 2)  # (P or 1, heads * N, D)
+            constant = (q @ self._by_head(self.k_proj.bias)).flatten(1, 2)  # (P or 1, heads * N, 1)
+            weights = torch.baddbmm(constant, at, image_at.mT).softmax(-1)  # (P or 1, heads * N, M)
+            mixed = (weights @ image).unflatten(1, (self.num_heads, -1))  # (P or 1, heads, N, D)
+            out = mixed @ self._by_head(self.v_proj.weight).mT + self._by_head(self.v_proj.bias).mT
+        else:
+            k, v = projected or self.project_keys_values(image_at, image)
+            out = functional.scaled_dot_product_attention(q, k, v)  # (P or 1, heads, N, d)
+        if shared:
+            out = out[0].unflatten(1, (len(tokens), -1)).transpose(0, 1)  # (P, heads, N, d)
+        return self.out_proj(out.transpose(1, 2).flatten(2))  # (P, N, D)
+
+    def add_tokens_to_image(
+        self, image: Tensor, image_at: Tensor, tokens_at: Tensor, tokens: Tensor, projected: Tensor | None = None
+    ) -> Tensor:
+        """image + forward(image_at, tokens_at, tokens): (P, M, D).
+
+        projected: queries of the image, (P or 1, heads, M, d), if they are known already.
+        """
+        k, v = self._heads(self.k_proj(tokens_at)), self._heads(self.v_proj(tokens))  # (P, heads, N, d)
+        prompts, heads, count, width = k.shape
+        if not self.folds(count, k.dtype):
+            return image + self(image_at, tokens_at, tokens)
+        k = k * width**-0.5
+        shared = len(image) == 1
+        if shared:
+            k = k.transpose(0, 1).flatten(1, 2)[None]  # (1, heads, P * N, d)
+        if projected is None and self.folds(k.shape[2], k.dtype):
+            at = (k @ self._by_head(self.q_proj.weight)).flatten(1, 2)  # (P or 1, heads * N, D)
+            constant = (k @ self._by_head(self.q_proj.bias)).flatten(1, 2)  # (P or 1, heads * N, 1)
+            scores = torch.baddbmm(constant, at, image_at.mT).unflatten(1, (heads, -1))
+        else:
+            q = self.project_queries(image_at) if projected is None else projected
+            scores = k @ q.mT  # (P or 1, heads, N, M)
+        if shared:
+            scores = scores[0].unflatten(1, (prompts, count)).transpose(0, 1)  # (P, heads, N, M)
+        weights = scores.softmax(2).flatten(1, 2)  # (P, heads * N, M)
+        # The weights of a head add up to 1, so a share of the bias in each row adds up to the bias.
+        rows = v @ self._by_head(self.out_proj.weight.mT) + self.out_proj.bias / heads  # (P, heads, N, D)
+        return torch.baddbmm(image.expand(prompts, -1, -1), weights.mT, rows.flatten(1, 2))  # (P, M, D)
+
+    def project_queries(self, x: Tensor) -> Tensor:
+        """(P, M, D) -> (P, heads, M, d)."""
+        return self._heads(self.q_proj(x))
+
+    def project_keys_values(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, M, D) each -> (P, heads, M, d) each."""
+        return self._heads(self.k_proj(keys)), self._heads(self.v_proj(values))
+
+    def folds(self, tokens: int, dtype: torch.dtype) -> bool:
+        """Whether multiplying the projections into this many tokens per image is less work, and as accurate.
+
+        In half precision it is not: the scores would be rounded before the softmax.
+        """
+        few = tokens * self.num_heads < self.q_proj.out_features
+        return few and dtype in (torch.float32, torch.float64) and not torch.compiler.is_exporting()
+
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (P, heads, N, D/heads)
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (P, heads, N, d)
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """A weight (heads * d, X) or bias (heads * d,) -> (heads, d, X or 1)."""
+        return x.reshape(self.num_heads, len(x) // self.num_heads, -1)
+
+
+class ImageTokens(NamedTuple):
+    """The image as a layer sees it; a leading 1 where it is the same for all prompts.
+
+    keys (P or 1, hw, D); key_pe (1, hw, D), their position code; keys_at, the sum of both. keys_values and queries:
+    projections of layer 0, (1, heads, hw, d), where they are worth keeping.
+    """
+
+    keys: Tensor
+    key_pe: Tensor
+    keys_at: Tensor
+    keys_values: tuple[Tensor, Tensor] | None = None
+    queries: Tensor | None = None
 
 
 class TwoWayAttentionBlock(nn.Module):
@@ -184,8 +285,8 @@ class TwoWayAttentionBlock(nn.Module):
         self.cross_attn_image_to_token = Attention(embedding_dim, num_heads, downsample_rate=2)
         self.skip_first_layer_pe = skip_first_layer_pe
 
-    def forward(self, queries: Tensor, keys: Tensor, query_pe: Tensor, key_pe: Tensor) -> tuple[Tensor, Tensor]:
-        """queries (P, N, D), keys (P or 1, hw, D) -> the same, keys now with P in front."""
+    def forward(self, queries: Tensor, query_pe: Tensor, image: ImageTokens) -> tuple[Tensor, Tensor]:
+        """queries and query_pe (P, N, D), image -> queries (P, N, D) and keys (P, hw, D)."""
         if self.skip_first_layer_pe:
             # The official first layer replaces the queries instead of adding to them.
             queries = self.self_attn(queries, queries, queries)
@@ -193,11 +294,21 @@ class TwoWayAttentionBlock(nn.Module):
             q = queries + query_pe
             queries = queries + self.self_attn(q, q, queries)
         queries = self.norm1(queries)
-        keys_at = keys + key_pe
-        queries = self.norm2(queries + self.cross_attn_token_to_image(queries + query_pe, keys_at, keys))
+        keys, keys_at = image.keys, image.keys_at
+        attend = self.cross_attn_token_to_image.image_to_tokens
+        queries = self.norm2(queries + attend(queries + query_pe, keys_at, keys, image.keys_values))
         queries = self.norm3(queries + self.mlp(queries))
-        keys = self.norm4(keys + self.cross_attn_image_to_token(keys_at, queries + query_pe, queries))
-        return queries, keys
+        add = self.cross_attn_image_to_token.add_tokens_to_image
+        return queries, self.norm4(add(keys, keys_at, queries + query_pe, queries, image.queries))
+
+    def project(self, keys: Tensor, key_pe: Tensor, tokens: int) -> ImageTokens:
+        """keys (1, hw, D) and key_pe (1, hw, D), shared by `tokens` tokens in all, as this layer's image."""
+        keys_at = keys + key_pe
+        read, write = self.cross_attn_token_to_image, self.cross_attn_image_to_token
+        if read.folds(tokens, keys.dtype):
+            return ImageTokens(keys, key_pe, keys_at)
+        keys_values, queries = read.project_keys_values(keys_at, keys), write.project_queries(keys_at)
+        return ImageTokens(keys, key_pe, keys_at, keys_values, queries)
 
 
 class MLPBlock(nn.Module):
@@ -225,13 +336,37 @@ class TwoWayTransformer(nn.Module):
 
     def forward(self, image: Tensor, image_pe: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """image (P or 1, D, h, w), image_pe (1, D, h, w), tokens (P, N, D) -> (P, N, D) and (P, hw, D)."""
-        keys = image.flatten(2).transpose(1, 2)  # (P or 1, hw, D)
-        key_pe = image_pe.flatten(2).transpose(1, 2)  # (1, hw, D)
+        parts = list(self.in_parts(flatten_cells(image), flatten_cells(image_pe), tokens))
+        return torch.cat([queries for queries, _ in parts]), torch.cat([keys for _, keys in parts])
+
+    def in_parts(self, keys: Tensor, key_pe: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """What forward returns, a few prompts at a time; keys (P or 1, hw, D), key_pe (1, hw, D), tokens (P, N, D)."""
+        prompts, count, _ = tokens.shape
+        whole = keys.device.type != "cpu" or torch.compiler.is_exporting()
+        size = prompts if whole else _PROMPTS_AT_ONCE_CPU
+        if len(keys) == 1:
+            image = cast(TwoWayAttentionBlock, self.layers[0]).project(keys, key_pe, prompts * count)
+            for part in tokens.split(size):
+                yield self._attend(image, part)
+        else:
+            for part, part_keys in zip(tokens.split(size), keys.split(size), strict=True):
+                yield self._attend(ImageTokens(part_keys, key_pe, part_keys + key_pe), part)
+
+    def _attend(self, image: ImageTokens, tokens: Tensor) -> tuple[Tensor, Tensor]:
         queries = tokens
         for layer in self.layers:
-            queries, keys = layer(queries, keys, tokens, key_pe)
-        attended = self.final_attn_token_to_image(queries + tokens, keys + key_pe, keys)
-        return self.norm_final_attn(queries + attended), keys
+            queries, keys = layer(queries, tokens, image)
+            image = ImageTokens(keys, image.key_pe, keys + image.key_pe)
+        attended = self.final_attn_token_to_image.image_to_tokens(queries + tokens, image.keys_at, image.keys)
+        return self.norm_final_attn(queries + attended), image.keys
+
+
+def flatten_cells(image: Tensor) -> Tensor:
+    """(P or 1, D, h, w) -> (P or 1, hw, D), contiguous."""
+    if len(image) == 1:
+        # PyTorch transposes one matrix five times as fast as a batch of one.
+        return image[0].flatten(1).T.contiguous()[None]
+    return image.flatten(2).transpose(1, 2).contiguous()
 
 
 class MaskDecoder(nn.Module):
@@ -267,17 +402,59 @@ class MaskDecoder(nn.Module):
 
         Returns low_res_logits (P, C, 4h, 4w) and iou_predictions (P, C); C is 3 if multimask else 1.
         """
-        tokens = output_tokens(self.iou_token, self.mask_tokens, sparse_prompt_embeddings)  # (P, 5 + N, D)
+        wanted = slice(1, self.num_mask_tokens) if multimask else slice(0, 1)
+        low_res_logits, iou_predictions = self.forward_all(
+            image_embeddings, image_pe, sparse_prompt_embeddings, dense_prompt_embeddings, wanted
+        )
+        return low_res_logits, iou_predictions[:, wanted]
+
+    def forward_all(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        tokens: slice = slice(None),
+    ) -> tuple[Tensor, Tensor]:
+        """As forward, but for the masks of the mask tokens in `tokens` (a slice of 0..3), by default all four.
+
+        Token 0 is the mask of a clear prompt, 1 to 3 those of an ambiguous one. Returns low_res_logits (P, C, 4h, 4w)
+        of the chosen tokens alone and iou_predictions (P, 4) of all of them.
+        """
         h, w = image_embeddings.shape[-2:]
-        queries, keys = self.transformer(image_embeddings + dense_prompt_embeddings, image_pe, tokens)
-        chosen = range(1, self.num_mask_tokens) if multimask else range(1)
-        src = keys.transpose(1, 2).unflatten(2, (h, w))  # (P, D, h, w)
-        upscaled = self.output_upscaling(src)  # (P, D/8, 4h, 4w)
-        weights = [self.output_hypernetworks_mlps[i](queries[:, 1 + i]) for i in chosen]  # C times (P, D/8)
-        low_res_logits = torch.stack(weights, dim=1) @ upscaled.flatten(2)  # (P, C, 16hw)
-        low_res_logits = low_res_logits.unflatten(2, upscaled.shape[-2:])  # (P, C, 4h, 4w)
-        iou_predictions = self.iou_prediction_head(queries[:, 0])  # (P, 4)
-        return low_res_logits, iou_predictions[:, chosen.start : chosen.stop]
+        queries = output_tokens(self.iou_token, self.mask_tokens, sparse_prompt_embeddings)  # (P, 5 + N, D)
+        keys = flatten_cells(image_embeddings) + dense_prompt_embeddings.flatten(2).mT  # (1 or P, hw, D)
+        chosen = range(self.num_mask_tokens)[tokens]
+        logits, scores = [], []
+        for attended, cells in self.transformer.in_parts(keys, flatten_cells(image_pe), queries):
+            weights = [self.output_hypernetworks_mlps[i](attended[:, 1 + i]) for i in chosen]  # C times (P, D/8)
+            logits.append(self._masks(cells, torch.stack(weights, dim=1), (h, w)))
+            scores.append(self.iou_prediction_head(attended[:, 0]))
+        return torch.cat(logits), torch.cat(scores)
+
+    def _masks(self, cells: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
+        """cells (P, hw, D), weights (P, C, D/8) -> weights @ output_upscaling(cells), (P, C, 4h, 4w).
+
+        A transposed convolution of kernel and stride 2 is a product that makes four cells of one; only the logits, not
+        their channels, are put in the order of the image.
+        """
+        up1, norm, gelu1, up2, gelu2 = self.output_upscaling
+        h, w = size
+        norm = cast(LayerNorm2d, norm)
+        x = _quadruple(cells, cast(nn.ConvTranspose2d, up1))  # (P, hw, 4, D/4)
+        x = gelu1(functional.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+        x = gelu2(_quadruple(x, cast(nn.ConvTranspose2d, up2)))  # (P, hw, 4, 4, D/8)
+        x = x.flatten(1, 3) @ weights.mT  # (P, 16hw, C)
+        # In two steps, each of which copies longer runs than one step would: the cells' order, then masks first.
+        x = x.reshape(len(x), h, w, 2, 2, 2, -1).permute(0, 1, 3, 5, 2, 4, 6)  # (P, h, 2, 2, w, 2, 2C)
+        return x.reshape(len(x), 16 * h * w, -1).mT.reshape(len(x), -1, 4 * h, 4 * w)  # (P, C, 4h, 4w)
+
+
+def _quadruple(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
+    """The 2x2 cells that a transposed convolution of stride 2 makes of each cell: (..., D) -> (..., 4, D')."""
+    weight = layer.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (4 D', D)
+    bias = cast(Tensor, layer.bias)
+    return functional.linear(x, weight, bias.repeat(4)).unflatten(-1, (4, -1))  # (..., 4, D')
 
 
 def output_tokens(iou_token: nn.Embedding, mask_tokens: nn.Embedding, sparse: Tensor) -> Tensor:

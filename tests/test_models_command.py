@@ -1,0 +1,128 @@
+"""`anysam models` and `anysam fetch`: what the catalogue says, what is here, and where the rest comes from."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from anysam import cli
+from anysam.catalogue import VARIANTS
+
+
+def run(capsys, *arguments):
+    """(exit status, stdout, stderr)."""
+    status = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def refused(capsys, *arguments):
+    """stderr of a command line that is bad input: one line, nothing on stdout, exit status 2."""
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "") and err.startswith("anysam: error: ") and err.count("\n") == 1
+    return err
+
+
+def test_models_lists_the_catalogue(capsys):
+    status, out, err = run(capsys, "models")
+    rows = [re.split(r"\s{2,}", line) for line in out.splitlines()]
+    assert (status, err) == (0, "")
+    assert rows[0][:6] == ["MODEL", "WEIGHTS", "PROMPTS", "CODE", "WEIGHTS LICENCE", "HERE"]
+    by_name = {row[0]: row for row in rows[1:]}
+    assert list(by_name) == [variant.name for variant in VARIANTS]
+    assert by_name["sam_vit_b"][1:6] == ["375 MB", "point, box, mask", "Apache-2.0", "Apache-2.0", "no"]
+    assert by_name["fastsam_s"][3:6] == ["AGPL-3.0", "AGPL-3.0", "no"]
+    assert by_name["mobilesamv2_object_aware"][2] == "none"  # it is asked nothing
+    assert by_name["anysam_lite"][5] == "yes"
+
+
+def test_models_as_json_says_where_weights_are(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ANYSAM_HOME", str(tmp_path))
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sam_vit_b_01ec64.pth").write_bytes(b"x" * 2_000_000)
+    _, out, _ = run(capsys, "models", "--json")
+    models = {model["name"]: model for model in json.loads(out)["models"]}
+    assert models["sam_vit_b"]["weights"] == str(tmp_path / "weights" / "sam_vit_b_01ec64.pth")
+    assert models["sam_vit_b"]["megabytes"] == 2.0  # of the file that is here
+    assert models["sam_vit_l"]["weights"] is None and models["sam_vit_l"]["megabytes"] == 1249.5
+    assert models["sam_vit_h"]["parameters"] == 641_090_608
+    assert [name for name, model in models.items() if model["default"]] == ["anysam_lite"]
+
+
+def test_fetch_prints_where_the_weights_are(capsys):
+    status, out, _ = run(capsys, "fetch", "anysam_lite")
+    assert status == 0 and out.endswith("anysam_lite.safetensors\n") and Path(out.strip()).is_file()
+    _, out, _ = run(capsys, "fetch", "anysam_lite", "--json")
+    assert json.loads(out)["fetched"][0]["name"] == "anysam_lite"
+
+
+def test_fetch_offline_says_so(capsys, monkeypatch):
+    monkeypatch.setenv("ANYSAM_OFFLINE", "1")
+    assert "ANYSAM_OFFLINE" in refused(capsys, "fetch", "sam_vit_b")
+
+
+def test_fetch_checks_every_name_before_it_downloads(capsys, monkeypatch):
+    # Connecting would fail the test, see conftest.py.
+    message = refused(capsys, "fetch", "sam_vit_b", "sam_vit_q")
+    assert "sam_vit_q" in message
+
+
+def info(capsys, name):
+    """The facts that `anysam models info` prints, by their names."""
+    status, out, err = run(capsys, "models", "info", name)
+    assert (status, err) == (0, "")
+    return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines() if not line.startswith(" "))
+
+
+def test_info_says_all_about_one_model(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("ANYSAM_HOME", str(tmp_path))
+    facts = info(capsys, "sam_vit_b")
+    assert facts["parameters"] == "93,735,472" and facts["prompts"] == "point, box, mask"
+    assert facts["code licence"] == facts["weights licence"] == "Apache-2.0"
+    address = "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth"
+    assert facts["weights"] == f"sam_vit_b_01ec64.pth (375.0 MB) from {address}"
+    assert facts["here"] == "no" and facts["point limit"] == "none"
+    cached = tmp_path / "weights" / "sam_vit_b_01ec64.pth"
+    cached.parent.mkdir()
+    cached.write_bytes(b"x")
+    assert info(capsys, "sam_vit_b")["here"] == str(cached)
+    assert info(capsys, "efficient_sam_vitt")["point limit"] == "6 in one prompt, a box counting as two"
+    assert "by hand from https://drive.google.com/" in info(capsys, "fastsam_x")["weights"]
+    assert info(capsys, "anysam_lite")["weights"].endswith("in the package")
+
+
+def test_info_of_a_model_of_several_files_lists_them(capsys):
+    _, out, _ = run(capsys, "models", "info", "mobilesamv2_efficientvit_l2")
+    assert "l2.pt" in out and "Prompt_guided_Mask_Decoder.pt from https://github.com/" in out
+    _, out, _ = run(capsys, "models", "info", "mobilesamv2_efficientvit_l2", "--json")
+    model = json.loads(out)
+    assert [file["name"] for file in model["files"]] == ["l2.pt", "Prompt_guided_Mask_Decoder.pt"]
+    assert model["name"] == "mobilesamv2_efficientvit_l2" and model["weights"] is None
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_info_knows_every_model(capsys, variant):
+    facts = info(capsys, variant.name)
+    assert facts["code licence"] == variant.code_licence and facts["weights licence"] == variant.weights_licence
+    _, out, _ = run(capsys, "models", "info", variant.name, "--json")
+    model = json.loads(out)
+    assert (model["gmac"], model["max_points"]) == (variant.gmac, variant.max_points)
+    _, out, _ = run(capsys, "models", "--json")
+    assert model in json.loads(out)["models"]
+
+
+def test_info_needs_the_name_of_a_model(capsys):
+    assert "sam_vit_b" in refused(capsys, "models", "info", "sam_vit_bb")
+    assert "info and a model's name, got 'info'" in refused(capsys, "models", "info")
+    assert "got 'sam_vit_b'" in refused(capsys, "models", "sam_vit_b")
+    assert "got 'list' and 'all'" in refused(capsys, "models", "list", "all")
+
+
+def test_fetching_what_has_no_address_says_where_a_person_gets_it(capsys, monkeypatch):
+    message = refused(capsys, "fetch", "fastsam_x")
+    assert "get FastSAM.pt from https://drive.google.com/" in message
+    assert "mobilesamv2_tiny_vit" in refused(capsys, "fetch", "mobilesamv2_tiny_vit")
+    monkeypatch.setenv("ANYSAM_MIRROR", "http://127.0.0.1:9")  # a mirror may have it; nobody listens there
+    monkeypatch.setattr("anysam.fetch.time.sleep", lambda seconds: None)
+    assert "http://127.0.0.1:9/FastSAM.pt" in refused(capsys, "fetch", "fastsam_x")
