@@ -120,6 +120,7 @@ def test_info_needs_the_name_of_a_model(capsys):
 
 
 def test_fetching_what_has_no_address_says_where_a_person_gets_it(capsys, monkeypatch):
+    monkeypatch.setattr("anysam.licences._said", {"agpl-3.0"})  # the notice, said once, is not what is asked here
     message = refused(capsys, "fetch", "fastsam_x")
     assert "get FastSAM.pt from https://drive.google.com/" in message
     assert "mobilesamv2_tiny_vit" in refused(capsys, "fetch", "mobilesamv2_tiny_vit")

@@ -8,7 +8,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from anysam.errors import AnySamError
+    from anysam.checkpoints import convert_checkpoint
+    from anysam.errors import AnySamError, LicenceError
     from anysam.images import read_image
     from anysam.listing import list_models
     from anysam.predictor import EncodedImage, Model, load
@@ -20,11 +21,13 @@ __version__ = "0.1.0"
 __all__ = [
     "AnySamError",
     "EncodedImage",
+    "LicenceError",
     "MaskRecord",
     "Model",
     "Prediction",
     "Prompt",
     "__version__",
+    "convert_checkpoint",
     "list_models",
     "load",
     "read_image",
@@ -33,10 +36,12 @@ __all__ = [
 _HOMES = {
     "AnySamError": "anysam.errors",
     "EncodedImage": "anysam.predictor",
+    "LicenceError": "anysam.errors",
     "MaskRecord": "anysam.results",
     "Model": "anysam.predictor",
     "Prediction": "anysam.results",
     "Prompt": "anysam.prompts",
+    "convert_checkpoint": "anysam.checkpoints",
     "list_models": "anysam.listing",
     "load": "anysam.predictor",
     "read_image": "anysam.images",

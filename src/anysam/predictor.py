@@ -404,8 +404,8 @@ def load(
     progress: called with bytes done and bytes in all (or None) during a download. allow: the licences that the weights
     may be under, for example "apache-2.0,mit"; None takes ANYSAM_ALLOW, else all.
 
-    Raises UnknownModelError, WeightsError, LicenceError, DownloadError, or OptionError for a device or dtype that is not
-    there.
+    Raises UnknownModelError, WeightsError, LicenceError, DownloadError, or OptionError for a device or dtype that is
+    not there.
     """
     chosen_dtype = _find_dtype(dtype)
     chosen_device = _find_device(device)

@@ -1,4 +1,4 @@
-"""What several families share: joining a convolution with its batch norm, and replacing modules by faster equal ones."""
+"""What several families share: convolution and batch norm joined, modules replaced by faster equal ones, dtypes."""
 
 from typing import Protocol, cast, runtime_checkable
 
