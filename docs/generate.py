@@ -26,18 +26,21 @@ def commands_page() -> str:
 def models_table() -> str:
     """The README's table of models."""
     lines = [
-        "| model | weights | parameters | prompts | code licence | weights licence | |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| model | weights | parameters | GMAC | prompts | code licence | weights licence | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     return "\n".join(lines + [_models_row(variant) for variant in VARIANTS])
 
 
 def _models_row(variant: Variant) -> str:
-    size = "in the package" if variant.file.url is None else f"{variant.megabytes or 0:,.0f} MB"
+    size = "" if variant.megabytes is None else f"{variant.megabytes:,.0f} MB"
+    if variant.name == DEFAULT_VARIANT:
+        size = "in the package"
     parameters = "" if variant.parameters is None else f"{variant.parameters / 1e6:,.1f} M"
     name = f"`{variant.name}`" + (" (default)" if variant.name == DEFAULT_VARIANT else "")
     licences = f"{variant.code_licence} | {variant.weights_licence}"
-    return f"| {name} | {size} | {parameters} | {', '.join(variant.prompts)} | {licences} | {variant.summary} |"
+    prompts = ", ".join(variant.prompts) or "none"
+    return f"| {name} | {size} | {parameters} | {variant.gmac or ''} | {prompts} | {licences} | {variant.summary} |"
 
 
 def with_models_table(readme: str) -> str:

@@ -5,9 +5,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant, WeightsFile, find_variant
 from anysam.errors import UnknownModelError
+from anysam.models import build
 
 DOWNLOADABLE = [variant for variant in VARIANTS if variant.file.url]
 
@@ -92,3 +94,13 @@ def test_a_malformed_row_is_refused() -> None:
 def test_catalogue_and_fetch_import_no_torch() -> None:
     code = "import sys, anysam.catalogue, anysam.fetch; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
+def test_stated_parameters_are_those_of_the_network(variant: Variant) -> None:
+    if variant.parameters is None:
+        assert variant.name in ("slimsam_77", "slimsam_50")  # pruned unevenly: every file has its own widths
+        return
+    with torch.device("meta"):
+        network = build(variant.family, variant.size)
+    assert sum(parameter.numel() for parameter in network.parameters()) == variant.parameters

@@ -60,7 +60,8 @@ class Variant:
     source: the repository the architecture is described in.
     summary: one short line for people choosing a model.
     max_points: the most points of one prompt, a box counting as two, or None when there is no limit.
-    gmac: multiplications with addition for encoding one image, in units of 10**9, or None when the weights decide it.
+    gmac: multiplications with addition for encoding one square image here, in units of 10**9 (the published networks do
+        up to 3 % more, on padding), or None when the weights decide it.
     """
 
     name: str
@@ -135,6 +136,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source="this package",
         summary="small model inside the package: works at once, offline, on a CPU",
+        gmac=4.9,
     ),
     Variant(
         name="sam_vit_b",
@@ -152,6 +154,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_SAM,
         summary="SAM with the base image encoder",
+        gmac=471,
     ),
     Variant(
         name="sam_vit_l",
@@ -169,6 +172,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_SAM,
         summary="SAM with the large image encoder: close to the best quality",
+        gmac=1425,
     ),
     Variant(
         name="sam_vit_h",
@@ -186,6 +190,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_SAM,
         summary="SAM with the huge image encoder: the best quality, the slowest",
+        gmac=2833,
     ),
     Variant(
         name="mobile_sam",
@@ -203,6 +208,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_MOBILE_SAM,
         summary="SAM with a distilled TinyViT encoder: a twelfth of the work of SAM-B",
+        gmac=38.8,
     ),
     Variant(
         name="mobilesamv2_tiny_vit",
@@ -216,6 +222,7 @@ VARIANTS: tuple[Variant, ...] = (
         source=_MOBILE_SAM,
         summary="MobileSAMv2, TinyViT encoder: a decoder trained for box prompts",
         parts=(WeightsFile(name="mobilesamv2_tiny_vit_encoder.pt", page=_MOBILE_SAM_V2_PAGE), _PROMPT_GUIDED_DECODER),
+        gmac=38.8,
     ),
     Variant(
         name="mobilesamv2_efficientvit_l2",
@@ -229,6 +236,7 @@ VARIANTS: tuple[Variant, ...] = (
         source=_MOBILE_SAM,
         summary="MobileSAMv2, EfficientViT-L2 encoder: a decoder trained for box prompts",
         parts=(WeightsFile(name="l2.pt", page=_MOBILE_SAM_V2_PAGE), _PROMPT_GUIDED_DECODER),
+        gmac=68.6,
     ),
     Variant(
         name="mobilesamv2_sam_vit_h",
@@ -242,6 +250,7 @@ VARIANTS: tuple[Variant, ...] = (
         source=_MOBILE_SAM,
         summary="MobileSAMv2, SAM-H encoder: a decoder trained for box prompts",
         parts=(WeightsFile(name="sam_vit_h.pt", page=_MOBILE_SAM_V2_PAGE), _PROMPT_GUIDED_DECODER),
+        gmac=2833,
     ),
     Variant(
         name="mobilesamv2_object_aware",
@@ -259,6 +268,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_AGPL,
         source=_MOBILE_SAM,
         summary="MobileSAMv2 detector: boxes of all objects, to prompt another model with",
+        gmac=340,
     ),
     Variant(
         name="efficient_sam_vitt",
@@ -277,6 +287,7 @@ VARIANTS: tuple[Variant, ...] = (
         source=_EFFICIENT_SAM,
         summary="plain tiny ViT pretrained to imitate SAM-H",
         max_points=6,
+        gmac=102,
     ),
     Variant(
         name="efficient_sam_vits",
@@ -295,6 +306,7 @@ VARIANTS: tuple[Variant, ...] = (
         source=_EFFICIENT_SAM,
         summary="plain small ViT pretrained to imitate SAM-H",
         max_points=6,
+        gmac=246,
     ),
     Variant(
         name="efficientvit_sam_l0",
@@ -311,6 +323,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_EFFICIENTVIT_SAM,
         summary="convolutions and linear attention, image of 512: the quickest",
+        gmac=34.9,
     ),
     Variant(
         name="efficientvit_sam_l1",
@@ -327,6 +340,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_EFFICIENTVIT_SAM,
         summary="convolutions and linear attention, image of 512",
+        gmac=49.1,
     ),
     Variant(
         name="efficientvit_sam_l2",
@@ -343,6 +357,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_EFFICIENTVIT_SAM,
         summary="convolutions and linear attention, image of 512",
+        gmac=68.6,
     ),
     Variant(
         name="efficientvit_sam_xl0",
@@ -359,6 +374,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_EFFICIENTVIT_SAM,
         summary="convolutions and linear attention, image of 1024",
+        gmac=185,
     ),
     Variant(
         name="efficientvit_sam_xl1",
@@ -375,13 +391,14 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_EFFICIENTVIT_SAM,
         summary="convolutions and linear attention, image of 1024",
+        gmac=322,
     ),
     Variant(
         name="edge_sam",
         family="edge_sam",
         size="m1",
         prompts=_ALL,
-        parameters=None,
+        parameters=9_582_112,
         file=WeightsFile(
             name="edge_sam.pth",
             url=_EDGE_SAM_FILES + "edge_sam.pth",
@@ -392,13 +409,14 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_S_LAB,
         source=_EDGE_SAM,
         summary="RepViT encoder for phones, distilled with prompts",
+        gmac=20.1,
     ),
     Variant(
         name="edge_sam_3x",
         family="edge_sam",
         size="m1",
         prompts=_ALL,
-        parameters=None,
+        parameters=9_582_112,
         file=WeightsFile(
             name="edge_sam_3x.pth",
             url=_EDGE_SAM_FILES + "edge_sam_3x.pth",
@@ -409,13 +427,14 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_S_LAB,
         source=_EDGE_SAM,
         summary="EdgeSAM trained on three times as many images",
+        gmac=20.1,
     ),
     Variant(
         name="slimsam_77_uniform",
         family="slim_sam",
         size="77_uniform",
         prompts=_ALL,
-        parameters=None,
+        parameters=9_723_528,
         file=WeightsFile(
             name="slimsam_77_uniform.safetensors",
             url=_SLIM_SAM_HUB + "SlimSAM-uniform-77/resolve/main/model.safetensors",
@@ -424,13 +443,14 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_SLIM_SAM,
         summary="SAM-B with 77 percent of every layer pruned away",
+        gmac=45.8,
     ),
     Variant(
         name="slimsam_50_uniform",
         family="slim_sam",
         size="50_uniform",
         prompts=_ALL,
-        parameters=None,
+        parameters=27_961_776,
         file=WeightsFile(
             name="slimsam_50_uniform.safetensors",
             url=_SLIM_SAM_HUB + "SlimSAM-uniform-50/resolve/main/model.safetensors",
@@ -439,6 +459,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_SLIM_SAM,
         summary="SAM-B with 50 percent of every layer pruned away",
+        gmac=150,
     ),
     Variant(
         name="slimsam_77",
@@ -477,6 +498,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_AGPL,
         source=_FAST_SAM,
         summary="finds all objects once, prompts choose among them: small",
+        gmac=51.1,
     ),
     Variant(
         name="fastsam_x",
@@ -494,6 +516,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_AGPL,
         source=_FAST_SAM,
         summary="finds all objects once, prompts choose among them: large",
+        gmac=423,
     ),
     Variant(
         name="tap_vit_b",
@@ -511,6 +534,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_TAP,
         summary="masks with names and captions, base encoder (v1.1)",
+        gmac=404,
     ),
     Variant(
         name="tap_vit_l",
@@ -528,6 +552,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_TAP,
         summary="masks with names and captions, large encoder (v1.1)",
+        gmac=1351,
     ),
     Variant(
         name="tap_vit_h",
@@ -544,6 +569,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_TAP,
         summary="masks with names and captions, huge encoder (v1.1)",
+        gmac=2758,
     ),
     Variant(
         name="tap_vit_b_v1_0",
@@ -556,6 +582,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_TAP,
         summary="masks with names and captions, base encoder (v1.0)",
+        gmac=404,
     ),
     Variant(
         name="tap_vit_l_v1_0",
@@ -568,6 +595,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_APACHE,
         source=_TAP,
         summary="masks with names and captions, large encoder (v1.0)",
+        gmac=1351,
     ),
     Variant(
         name="sam_lightening",
@@ -580,6 +608,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
         summary="dilated attention, two global blocks: weights were never released, train your own",
+        gmac=41.1,
     ),
     Variant(
         name="sam_lightening_t_np",
@@ -592,6 +621,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
         summary="dilated attention, nine blocks, none global: weights were never released, train your own",
+        gmac=61.5,
     ),
     Variant(
         name="sam_lightening_t_np2",
@@ -604,6 +634,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
         summary="dilated attention, six blocks, none global: weights were never released, train your own",
+        gmac=42.4,
     ),
     Variant(
         name="sam_lightening_vit_b",
@@ -616,6 +647,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
         summary="dilated attention in the shape of SAM's base encoder: never released, train your own",
+        gmac=301,
     ),
     Variant(
         name="sam_lightening_vit_l",
@@ -628,6 +660,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
         summary="dilated attention in the shape of SAM's large encoder: never released, train your own",
+        gmac=1073,
     ),
     Variant(
         name="sam_lightening_vit_h",
@@ -640,6 +673,7 @@ VARIANTS: tuple[Variant, ...] = (
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
         summary="dilated attention in the shape of SAM's huge encoder: never released, train your own",
+        gmac=2238,
     ),
 )
 

@@ -67,7 +67,7 @@ class PromptableModel(Protocol):
         features: what encode_image returned for ONE image (leading dimension 1).
         points: (P, N, 2) float32, x y, input-frame pixels.
         labels: (P, N) int64: 0 background, 1 foreground, 2 and 3 box corners (top-left, bottom-right), -1 padding;
-            N is at least 1, corners or one padding come last, and padding alone means that the mask is the whole prompt.
+            N is at least 1, corners or one padding come last, padding alone means that the mask is the whole prompt.
         mask_logits: (P, 1, h, w) low-resolution logits of the padded input, or None.
         multimask: True for the masks of an ambiguous prompt, False for the one of a clear prompt.
         """
