@@ -19,6 +19,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ from anysam.errors import PromptError
 from anysam.fetch import locate
 from anysam.letterbox import prepare_letterbox
 from anysam.models import build
-from anysam.models.layers import fuse
+from anysam.models.layers import fuse, move
 from anysam.preprocess import Preprocess, prepare_image
 
 PHOTO = Path(__file__).parents[1] / "examples" / "images" / "coffee.png"
@@ -53,8 +54,8 @@ def open_model(name: str, dtype: str = "float32") -> Model:
         return load(name, device="cpu", dtype=dtype)
     torch.manual_seed(0)
     network = fuse(build(variant.family, variant.size).eval().requires_grad_(False))
-    torch_dtype = getattr(torch, dtype)
-    return Model(name, network.to(torch_dtype), torch.device("cpu"), torch_dtype, "random")
+    cpu, torch_dtype = torch.device("cpu"), getattr(torch, dtype)
+    return Model(name, move(network, cpu, torch_dtype), cpu, torch_dtype, "random")
 
 
 def photo() -> np.ndarray:
@@ -67,24 +68,29 @@ def clicks(count: int) -> np.ndarray:
     return np.random.default_rng(0).uniform((0, 0), SIZE, (count, 1, 2))
 
 
-def seconds_of(action: Callable[[], object]) -> float:
-    """Wall seconds of one run."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
+@dataclass(frozen=True)
+class Clock:
+    """How actions are timed. now: seconds, of the wall or of this process's CPU. repeats: runs of which one is median."""
 
+    now: Callable[[], float]
+    repeats: int
 
-def median_seconds(action: Callable[[], object], repeats: int) -> float:
-    """Median of `repeats` runs after one that is not counted."""
-    action()
-    return statistics.median(seconds_of(action) for _ in range(repeats))
+    def once(self, action: Callable[[], object]) -> float:
+        """Seconds of one run."""
+        start = self.now()
+        action()
+        return self.now() - start
 
+    def median(self, action: Callable[[], object]) -> float:
+        """Median seconds, after one run that is not counted."""
+        action()
+        return statistics.median(self.once(action) for _ in range(self.repeats))
 
-def median_of_pairs(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Medians of two actions that take turns, after one uncounted run of each."""
-    ours(), theirs()
-    pairs = [(seconds_of(ours), seconds_of(theirs)) for _ in range(repeats)]
-    return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
+    def median_of_pairs(self, ours: Callable[[], object], theirs: Callable[[], object]) -> tuple[float, float]:
+        """Median seconds of two actions that take turns, after one uncounted run of each."""
+        ours(), theirs()
+        pairs = [(self.once(ours), self.once(theirs)) for _ in range(self.repeats)]
+        return statistics.median(a for a, _ in pairs), statistics.median(b for _, b in pairs)
 
 
 def peak_megabytes() -> float:
@@ -108,13 +114,12 @@ def count_gmac(name: str, image: np.ndarray) -> float:
     return counter.get_total_flops() / 2 / 1e9
 
 
-def measure(name: str, dtype: str, threads: int, repeats: int) -> dict[str, float | str]:
+def measure(name: str, dtype: str, clock: Clock) -> dict[str, float | str]:
     """All numbers of one model, in this process; what the model cannot do is missing."""
-    torch.set_num_threads(threads)
     model, image = open_model(name, dtype), photo()
     row: dict[str, float | str] = {"model": name if model.weights_sha256 != "random" else f"{name} (random weights)"}
     encoded = model.encode(image)
-    row["encode s"] = median_seconds(lambda: model.encode(image), repeats)
+    row["encode s"] = clock.median(lambda: model.encode(image))
     prompts = [Prompt(points=point) for point in clicks(max(PROMPTS))]
 
     def answer(count: int) -> None:
@@ -124,11 +129,8 @@ def measure(name: str, dtype: str, threads: int, repeats: int) -> dict[str, floa
     for count, column in zip(PROMPTS, COLUMNS[1:], strict=False):
         try:
             # The long one is measured once, after the others have warmed everything up.
-            row[column] = (
-                median_seconds(lambda n=count: answer(n), repeats)
-                if count <= LOT
-                else seconds_of(lambda n=count: answer(n))
-            )
+            timed = clock.median if count <= LOT else clock.once
+            row[column] = timed(lambda n=count: answer(n))
         except PromptError:  # a detector takes no prompts
             break
     row["peak MB"] = peak_megabytes()
@@ -157,29 +159,26 @@ def import_published(folder: str) -> types.ModuleType:
     return segment_anything
 
 
-def compare(name: str, folder: str, threads: int, repeats: int, only: str | None) -> dict[str, float | str]:
+def compare(name: str, folder: str, clock: Clock, only: str | None) -> dict[str, float | str]:
     """Our SAM and the published one with the same weights, in turns: {column: seconds or megabytes}.
 
     only: "ours" or "theirs" runs nothing but one encode and 64 prompts of one of them, for its peak memory.
     """
-    torch.set_num_threads(threads)
     image, points = photo(), clicks(LOT)
-    model = open_model(name)
-    state = model.network.state_dict()
-    published = import_published(folder)
-    sam = published.sam_model_registry[find_variant(name).size]()
-    sam.load_state_dict(state)
-    predictor = published.SamPredictor(sam.eval().requires_grad_(False))
     prompts = [Prompt(points=point) for point in points]
-    frame_points = torch.from_numpy(predictor.transform.apply_coords(points, image.shape[:2])).float()  # (P, 1, 2)
-    ones = torch.ones(LOT, 1, dtype=torch.int64)
+    model = open_model(name)
     if only == "ours":
-        del sam, predictor
         model.predict(model.encode(image), prompts)
         return {"peak MB": peak_megabytes()}
+    published = import_published(folder)
+    sam = published.sam_model_registry[find_variant(name).size]()
+    sam.load_state_dict(model.network.state_dict())
+    predictor = published.SamPredictor(sam.eval().requires_grad_(False))
+    frame_points = torch.from_numpy(predictor.transform.apply_coords(points, image.shape[:2])).float()  # (P, 1, 2)
+    ones = torch.ones(LOT, 1, dtype=torch.int64)
     with torch.inference_mode():
         if only == "theirs":
-            del model, state
+            del model
             predictor.set_image(image)
             predictor.predict_torch(frame_points, ones)
             return {"peak MB": peak_megabytes()}
@@ -199,7 +198,7 @@ def compare(name: str, folder: str, threads: int, repeats: int, only: str | None
             "decoder alone, 64 s": decoders(model, sam, encoded.features["image_embeddings"], frame_points, ones),
         }
         for column, (ours, theirs) in pairs.items():
-            a, b = median_of_pairs(ours, theirs, repeats)
+            a, b = clock.median_of_pairs(ours, theirs)
             row[column], row[f"published {column}"] = a, b
     return row
 
@@ -221,6 +220,7 @@ def in_new_process(arguments: argparse.Namespace, name: str, dtype: str, only: s
     """What `measure` or `compare` returns for one model, from a process of its own."""
     command = [sys.executable, __file__, "--in-this-process", "--variants", name, "--dtypes", dtype]
     command += ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats)]
+    command += ["--cpu-time"] if arguments.cpu_time else []
     if arguments.against is not None:
         command += ["--against", arguments.against] + (["--only", only] if only else [])
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -253,22 +253,26 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=["float32", "bfloat16"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds of the process, if others use the machine")
     parser.add_argument("--against", metavar="FOLDER", help="a checkout of facebookresearch/segment-anything")
     parser.add_argument("--gmac", action="store_true", help="print each variant's GMAC for a square image as JSON")
     parser.add_argument("--in-this-process", action="store_true", help="measure the one model here and print JSON")
     parser.add_argument("--only", choices=["ours", "theirs"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     names = [row.name for row in VARIANTS] if arguments.variants == ["all"] else arguments.variants
-    settings = (arguments.threads, arguments.repeats)
+    torch.set_num_threads(arguments.threads)
+    clock = Clock(time.process_time if arguments.cpu_time else time.perf_counter, arguments.repeats)
     if arguments.gmac:
         square = np.zeros((1024, 1024, 3), dtype=np.uint8)
         print(json.dumps({name: round(count_gmac(name, square), 1) for name in names}, indent=1))
     elif arguments.in_this_process and arguments.against is not None:
-        print(json.dumps(compare(names[0], arguments.against, *settings, arguments.only)))
+        print(json.dumps(compare(names[0], arguments.against, clock, arguments.only)))
     elif arguments.in_this_process:
-        print(json.dumps(measure(names[0], arguments.dtypes[0], *settings)))
+        print(json.dumps(measure(names[0], arguments.dtypes[0], clock)))
     else:
-        print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}, {SIZE[0]}x{SIZE[1]}")
+        kind = "CPU seconds" if arguments.cpu_time else "wall seconds"
+        threads = f"{arguments.threads} thread{'s' if arguments.threads > 1 else ''}"
+        print(f"{platform.machine()}, {threads}, torch {torch.__version__}, {SIZE[0]}x{SIZE[1]}, {kind}")
         (print_speeds if arguments.against is None else print_comparison)(arguments, names)
 
 

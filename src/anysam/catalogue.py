@@ -15,6 +15,7 @@ from anysam.errors import UnknownModelError
 
 PROMPT_KINDS = ("point", "box", "mask")
 DEFAULT_VARIANT = "anysam_lite"
+PACKAGE = "this package"  # the source of what has no repository of its own
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -134,7 +135,7 @@ VARIANTS: tuple[Variant, ...] = (
         ),
         code_licence=_APACHE,
         weights_licence=_APACHE,
-        source="this package",
+        source=PACKAGE,
         summary="small model inside the package: works at once, offline, on a CPU",
         gmac=4.9,
     ),
@@ -603,7 +604,7 @@ VARIANTS: tuple[Variant, ...] = (
         size="t",
         prompts=_ALL,
         parameters=18_155_696,
-        file=WeightsFile(name="sam_lightening.safetensors", page=_SAM_LIGHTENING),
+        file=WeightsFile(name="sam_lightening.safetensors"),
         code_licence=_UNSTATED,
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
@@ -616,7 +617,7 @@ VARIANTS: tuple[Variant, ...] = (
         size="t_np",
         prompts=_ALL,
         parameters=23_922_608,
-        file=WeightsFile(name="sam_lightening_t_np.safetensors", page=_SAM_LIGHTENING),
+        file=WeightsFile(name="sam_lightening_t_np.safetensors"),
         code_licence=_UNSTATED,
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
@@ -629,7 +630,7 @@ VARIANTS: tuple[Variant, ...] = (
         size="t_np2",
         prompts=_ALL,
         parameters=18_155_696,
-        file=WeightsFile(name="sam_lightening_t_np2.safetensors", page=_SAM_LIGHTENING),
+        file=WeightsFile(name="sam_lightening_t_np2.safetensors"),
         code_licence=_UNSTATED,
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
@@ -642,7 +643,7 @@ VARIANTS: tuple[Variant, ...] = (
         size="b",
         prompts=_ALL,
         parameters=100_729_904,
-        file=WeightsFile(name="sam_lightening_vit_b.safetensors", page=_SAM_LIGHTENING),
+        file=WeightsFile(name="sam_lightening_vit_b.safetensors"),
         code_licence=_UNSTATED,
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
@@ -655,7 +656,7 @@ VARIANTS: tuple[Variant, ...] = (
         size="l",
         prompts=_ALL,
         parameters=337_399_088,
-        file=WeightsFile(name="sam_lightening_vit_l.safetensors", page=_SAM_LIGHTENING),
+        file=WeightsFile(name="sam_lightening_vit_l.safetensors"),
         code_licence=_UNSTATED,
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,
@@ -668,7 +669,7 @@ VARIANTS: tuple[Variant, ...] = (
         size="h",
         prompts=_ALL,
         parameters=693_358_128,
-        file=WeightsFile(name="sam_lightening_vit_h.safetensors", page=_SAM_LIGHTENING),
+        file=WeightsFile(name="sam_lightening_vit_h.safetensors"),
         code_licence=_UNSTATED,
         weights_licence=_UNSTATED,
         source=_SAM_LIGHTENING,

@@ -28,7 +28,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
-from anysam.catalogue import Variant
+from anysam.catalogue import PACKAGE, VARIANTS, Variant
 from anysam.errors import DownloadError, WeightsError
 
 Progress = Callable[[int, int | None], None]
@@ -168,6 +168,10 @@ class _Interrupted(Exception):
 def _address(variant: Variant, target: Path) -> str:
     """Where to download from. Raises DownloadError if that is nowhere or connecting is forbidden."""
     file = variant.file
+    if file.url is None and file.page is None and variant.source != PACKAGE:
+        raise DownloadError(
+            f"The weights of {variant.name} were never released; train your own and give their path as the model."
+        )
     if file.url is None and file.page is None:
         raise DownloadError(
             f"The weights of {variant.name} ship inside the package and are not downloadable, but this installation "
@@ -179,6 +183,14 @@ def _address(variant: Variant, target: Path) -> str:
             f"copy {file.name} there or unset ANYSAM_OFFLINE."
         )
     mirror = os.environ.get("ANYSAM_MIRROR", "")
+    if not mirror and file.url is None and file.name not in {row.file.name for row in VARIANTS}:
+        owner = next(row for row in VARIANTS if variant.file in row.parts)
+        others = ", ".join(part.name for part in owner.parts if part != file)
+        raise DownloadError(
+            f"The weights of {owner.name} are in parts: get its encoder from {file.page} (there it may have another "
+            f"name) and {others}, join them with `anysam convert ENCODER DECODER --variant {owner.name} "
+            f"-o {owner.file.name}`, and give the result's path as the model."
+        )
     if not mirror and file.url is None:
         raise DownloadError(
             f"The weights of {variant.name} have no address to fetch them from: get {file.name} from {file.page} and "

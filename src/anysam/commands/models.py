@@ -12,7 +12,7 @@ examples:
 import argparse
 import json
 
-from anysam.catalogue import WeightsFile
+from anysam.catalogue import PACKAGE, Variant, WeightsFile
 from anysam.errors import OptionError
 from anysam.listing import ListedModel, find_model, list_models
 
@@ -81,14 +81,16 @@ def _facts(model: ListedModel) -> dict[str, str]:
         "code licence": variant.code_licence,
         "weights licence": variant.weights_licence,
         "described at": variant.source,
-        "weights": "\n".join(map(_origin, variant.files)).replace("\n", "\n" + " " * 17),
+        "weights": "\n".join(_origin(variant, file) for file in variant.files).replace("\n", "\n" + " " * 17),
         "here": "no" if model.weights is None else str(model.weights),
     }
 
 
-def _origin(file: WeightsFile) -> str:
+def _origin(variant: Variant, file: WeightsFile) -> str:
     """A published file, its size, and where it comes from."""
     size = "" if file.bytes is None else f" ({file.bytes / 1e6:,.1f} MB)"
     if file.url is not None:
         return f"{file.name}{size} from {file.url}"
-    return f"{file.name}{size}, by hand from {file.page}" if file.page else f"{file.name}{size}, in the package"
+    if file.page is not None:
+        return f"{file.name}{size}, by hand from {file.page}"
+    return f"{file.name}{size}, in the package" if variant.source == PACKAGE else "never released; train your own"
