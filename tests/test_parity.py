@@ -28,6 +28,13 @@ def test_golden_case(case: str) -> None:
     assert " 0 failures" in problems[-1]
 
 
+@pytest.mark.parametrize("case", ["efficientvit_sam_l0"])  # the least work: bfloat16 is slow where it is emulated
+def test_masks_in_bfloat16_are_those_of_float32(case: str) -> None:
+    done = subprocess.run([sys.executable, PARITY / "half.py", case], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) >= 0.98, done.stdout
+
+
 @pytest.fixture
 def spoiled(tmp_path: Path) -> Path:
     """A copy of SAM-B's case without its encoder part, in which some things are wrong and some are right."""

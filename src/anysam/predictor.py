@@ -38,8 +38,9 @@ _FORMAT = "anysam-encoded-image-1"
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# Prompts decoded at once. On a CPU small batches stay in the caches and are as fast as large ones, with less memory.
-_PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 8, 64
+# Prompts decoded at once. On a CPU small batches are as fast as large ones, with less memory; from 8 on, tensors of the
+# SAM decoder are so large that the allocator asks the system for fresh pages each time (benchmarks/README.md).
+_PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 4, 64
 
 # Full-size logits held at once while masks are made: 32 M float32 are 128 MB (one mask's, if a single one is larger).
 _LOGITS_AT_ONCE = 32 * 1024 * 1024

@@ -112,7 +112,7 @@ class Recorder:
 Arrays = Iterator[tuple[str, np.ndarray]]
 
 
-def load_filled(case: Case, gain: bool = False) -> Any:
+def load_filled(case: Case, gain: bool = False, dtype: str = "float32") -> Any:
     """The case's variant with its stand-in weights, through a checkpoint file and the package's loader.
 
     gain: stronger weights, as cases with arrays named gain/... were computed with.
@@ -122,7 +122,7 @@ def load_filled(case: Case, gain: bool = False) -> Any:
         path = Path(folder) / f"{case.variant}.pth"
         torch.save({key: torch.from_numpy(value) for key, value in state_dict.items()}, path)
         del state_dict
-        return anysam.load(path, variant=case.variant, device="cpu", dtype="float32")
+        return anysam.load(path, variant=case.variant, device="cpu", dtype=dtype)
 
 
 def compare(case: Case, name: str, ours: np.ndarray, report: Report) -> None:
