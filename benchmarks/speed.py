@@ -70,7 +70,7 @@ def clicks(count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Clock:
-    """How actions are timed. now: seconds, of the wall or of this process's CPU. repeats: runs of which one is median."""
+    """How actions are timed. now: seconds of the wall or of the process's CPU. repeats: how many give the median."""
 
     now: Callable[[], float]
     repeats: int

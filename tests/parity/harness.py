@@ -146,7 +146,8 @@ def compare_areas(case: Case, name: str, ours: np.ndarray, expected: np.ndarray,
         report.line(False, case.folder.name, f"{name}: {ours.size} areas, expected {expected.size}")
         return
     difference = np.abs(ours.ravel() - expected.ravel())
-    passed = bool((difference <= np.maximum(AREA_PIXELS, AREA_TOLERANCE * expected.ravel())).all())
+    allowed = np.maximum(AREA_PIXELS + stated_flips(case, name), AREA_TOLERANCE * expected.ravel())
+    passed = bool((difference <= allowed).all())
     text = f"{name}: max {difference.max()} mean {difference.mean():.1f} pixels of areas up to {expected.max()}"
     report.line(passed, case.folder.name, text)
 
@@ -157,7 +158,7 @@ def compare_packed(case: Case, name: str, ours: np.ndarray, expected: np.ndarray
         return
     area = int(np.unpackbits(expected).sum())
     differing = int(np.unpackbits(ours.ravel() ^ expected.ravel()).sum())
-    passed = differing <= max(AREA_PIXELS, AREA_TOLERANCE * area)
+    passed = differing <= max(AREA_PIXELS + stated_flips(case, name), AREA_TOLERANCE * area)
     report.line(passed, case.folder.name, f"{name}: {differing} pixels differ, of {area}")
 
 
@@ -193,11 +194,9 @@ def stated_noise(case: Case, name: str) -> tuple[float, float]:
     image, _, rest = name.partition("/")
     leaf = rest.rsplit("/", 1)[-1]
     stated: list[tuple[float, float]] = [(0.0, 0.0)]
-    for key, fact in case.facts.items():
-        if key.startswith("float32_noise") and isinstance(fact, dict) and fact.get("image") == image:
-            noise = fact.get(leaf)
-            if isinstance(noise, dict):
-                stated.append((noise["max_abs_diff"], noise["mean_abs_diff"]))
+    if isinstance(noise := image_noise(case, image, leaf), dict):
+        few = leaf == "iou_predictions"  # of three numbers the mean may be as far off as the largest
+        stated.append((noise["max_abs_diff"], noise["max_abs_diff" if few else "mean_abs_diff"]))
     table = case.facts.get("float32_noise")
     table = table if isinstance(table, dict) else {}
     if isinstance(table.get(name), dict):
@@ -209,11 +208,40 @@ def stated_noise(case: Case, name: str) -> tuple[float, float]:
             stated.append((part["logits_max"], part["logits_mean"]))
         elif leaf == "iou_predictions":
             stated.append((part["iou_max"], part["iou_max"]))
+    if INTERMEDIATE.search(name) and (noise := image_noise(case, image, "image_embeddings")):
+        # Of a network that amplifies rounding, the inner arrays are up to four times as far off as its embedding.
+        scale = 4 * case.arrays[name]["std"] / case.arrays[f"{image}/image_embeddings"]["std"]
+        stated.append((scale * noise["max_abs_diff"], scale * noise["mean_abs_diff"]))
+    if leaf == "scores":  # stability: a ratio of two areas, of at least an eighth of the low-resolution cells
+        flips = image_noise(case, image, "low_res_pixels_whose_sign_differs") or 0
+        cells = case.arrays[f"{image}/point/low_res_logits"]["shape"][-2:]
+        stated.append((8 * flips / math.prod(cells), 8 * flips / math.prod(cells)))
     plain = name.replace("/bf16/", "/")
     if plain != name and plain in case.expected:  # half precision is as far from float32 as it was for the authors
         difference = np.abs(case.expected[name] - case.expected[plain])
         stated.append((float(difference.max()), float(max(difference.mean(), difference.max() / 2))))
     return max(largest for largest, _ in stated), max(mean for _, mean in stated)
+
+
+def image_noise(case: Case, image: str, leaf: str) -> Any:
+    """What facts named float32_noise* state of one leaf of one image; None if they state nothing."""
+    for key, fact in case.facts.items():
+        if key.startswith("float32_noise") and isinstance(fact, dict) and fact.get("image") == image:
+            return fact.get(leaf)
+    return None
+
+
+def stated_flips(case: Case, name: str) -> float:
+    """Pixels of the original image that may change sides by the float32 noise that case.json states for the image.
+
+    Stated is how many low-resolution cells do, in all masks of a prompt; all of them may lie in one mask.
+    """
+    image = name.split("/")[0]
+    cells = image_noise(case, image, "low_res_pixels_whose_sign_differs") or 0
+    if not cells or image not in case.images:
+        return 0.0
+    side = case.arrays[f"{image}/point/low_res_logits"]["shape"][-1]
+    return NOISE_FACTOR * cells * (max(case.images[image]["size_wh"]) / side) ** 2
 
 
 def read_case(folder: Path) -> Case:

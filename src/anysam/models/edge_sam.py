@@ -119,12 +119,16 @@ class RepVggDepthwise(nn.Module):
 
     @torch.no_grad()
     def fused(self) -> nn.Conv2d:
-        """One depthwise 3 x 3 convolution with the same outputs: the other branches are in its centre."""
-        joined, centre = self.conv.fused(), self.conv1.fused()
+        """One depthwise 3 x 3 convolution with the same outputs: the other branches are in its centre.
+
+        Computed in float64 and rounded once: a kernel's error is the same in all cells, and gates see their mean.
+        """
+        exact = copy.deepcopy(self).double()
+        joined, centre = exact.conv.fused(), exact.conv1.fused()
         assert joined.bias is not None and centre.bias is not None
         joined.weight[:, :, 1, 1] += centre.weight[:, :, 0, 0] + 1
         joined.bias += centre.bias
-        return joined
+        return joined.to(self.conv.c.weight.dtype)
 
 
 class SqueezeExcite(nn.Module):
@@ -137,7 +141,8 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(squeezed, channels, kernel_size=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (B, D, 1, 1)
+        # First along rows: one sum over all cells would round more.
+        gate = x.mean(3, keepdim=True).mean(2, keepdim=True)  # (B, D, 1, 1)
         return x * self.fc2(functional.relu(self.fc1(gate))).sigmoid()
 
 
