@@ -162,6 +162,17 @@ def test_other_dtypes_are_finite_and_near(dtype: torch.dtype) -> None:
         assert (ours.float() - expected).abs().mean() < 0.05 * expected.std()
 
 
+@torch.no_grad()
+def test_sums_over_channels_do_not_leave_the_range_of_float16() -> None:
+    encoder, largest = tiny_encoder(), []
+    hook = encoder.neck[0].register_forward_hook(lambda module, inputs, y: largest.append(y.abs().max().item()))
+    encoder(pixels())
+    hook.remove()
+    encoder.neck[0].load_state_dict({"weight": encoder.neck[0].state_dict()["weight"] * (2e5 / largest[0])})
+    expected, ours = encoder(pixels()), encoder.half()(pixels().half())  # float16 ends at 65504
+    assert (ours.float() - expected).abs().mean() < 0.05 * expected.std()
+
+
 def test_every_parameter_of_the_training_form_learns() -> None:
     encoder = tiny_encoder().train()
     encoder(pixels(batch=2)).square().sum().backward()

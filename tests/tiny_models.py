@@ -101,7 +101,16 @@ def _edge_sam() -> nn.Module:
 
 def _slim_sam() -> nn.Module:
     family = _family("slim_sam")
-    return family.build_from(family.TINY, frame(_family("sam").PREPROCESS))
+    config = family.SlimVitConfig(
+        embed_dim=36,
+        attention_widths=(12, 24),
+        mlp_widths=(60, 24),
+        global_blocks=(1,),
+        image_size=SIDE,
+        window_size=3,
+        out_channels=64,
+    )
+    return family.build_slim_sam(config, frame(_family("sam").PREPROCESS))
 
 
 def _sam_lightening() -> nn.Module:

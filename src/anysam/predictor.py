@@ -138,7 +138,9 @@ class Model:
         array = read_image(image)
         frame = self.network.preprocess
         prepare = prepare_image if isinstance(frame, Preprocess) else prepare_letterbox
-        pixels, input_size = prepare(array, frame, self.device, self.dtype)  # type: ignore[arg-type]
+        exact = "image_encoder" in getattr(self.network, "float32_parts", ())
+        dtype = torch.float32 if exact else self.dtype
+        pixels, input_size = prepare(array, frame, self.device, dtype)  # type: ignore[arg-type]
         # Contiguous, as they are after saving and loading: another layout rounds differently in the decoder.
         features = {name: tensor.contiguous() for name, tensor in self.network.encode_image(pixels).items()}
         return EncodedImage(

@@ -35,6 +35,10 @@ from anysam.preprocess import Preprocess
 # A mask is stable if it hardly changes between the thresholds +1 and -1 of its logits.
 STABILITY_OFFSET = 1.0
 
+# The maps before the neck's first norm are large, and sums over their channels may leave float16's range. Up to that
+# norm all is linear, and with its eps scaled too, the norm gives the same for scaled maps.
+_FLOAT16_SCALE = 1 / 16
+
 # How many masks decode_masks gives, and the mask tokens that they are.
 _TOKENS = {1: slice(0, 1), 3: slice(1, 4), 4: slice(0, 4)}
 
@@ -274,9 +278,15 @@ class RepVit(nn.Module):
         fine = x  # (B, D, h, w)
         for block in self.features[self.fine_end :]:
             x = block(x)
+        scale = _FLOAT16_SCALE if x.dtype == torch.float16 else 1.0
+        if scale != 1:
+            fine, x = fine * scale, x * scale
         if self.two_scales:
             x = self.fuse_stage2(fine) + self.fuse_stage3(x)  # (B, out_channels, h, w)
-        return self.neck(x)
+        norm = cast(LayerNorm2d, self.neck[1])
+        cells = self.neck[0](x).permute(0, 2, 3, 1)  # (B, h, w, out_channels)
+        cells = functional.layer_norm(cells, norm.weight.shape, norm.weight, norm.bias, norm.eps * scale**2)
+        return self.neck[3](self.neck[2](cells.permute(0, 3, 1, 2)))  # (B, out_channels, h, w)
 
     def fused(self) -> "RepVit":
         """The same for inference: norms and branches joined to convolutions, and everything in its fastest form."""
@@ -292,7 +302,8 @@ class EdgeSam(nn.Module):
     """A PromptableModel of RepVit and SAM's prompt encoder and mask decoder."""
 
     multimask_default: MultimaskDefault = "single_point"
-    float32_parts: tuple[str, ...] = ("prompt_encoder", "mask_decoder")
+    # Its gates amplify rounding, and nothing bounds its activations: bfloat16 gave masks of another object, float16 none.
+    float32_parts: tuple[str, ...] = ("image_encoder", "prompt_encoder", "mask_decoder")
 
     def __init__(
         self, image_encoder: nn.Module, prompt_encoder: PromptEncoder, mask_decoder: MaskDecoder, preprocess: Preprocess
