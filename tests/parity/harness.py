@@ -212,8 +212,8 @@ def stated_noise(case: Case, name: str) -> tuple[float, float]:
         # Of a network that amplifies rounding, the inner arrays are up to four times as far off as its embedding.
         scale = 4 * case.arrays[name]["std"] / case.arrays[f"{image}/image_embeddings"]["std"]
         stated.append((scale * noise["max_abs_diff"], scale * noise["mean_abs_diff"]))
-    if leaf == "scores":  # stability: a ratio of two areas, of at least an eighth of the low-resolution cells
-        flips = image_noise(case, image, "low_res_pixels_whose_sign_differs") or 0
+    flips = image_noise(case, image, "low_res_pixels_whose_sign_differs")
+    if leaf == "scores" and flips:  # stability: a ratio of two areas, of at least an eighth of the low-resolution cells
         cells = case.arrays[f"{image}/point/low_res_logits"]["shape"][-2:]
         stated.append((8 * flips / math.prod(cells), 8 * flips / math.prod(cells)))
     plain = name.replace("/bf16/", "/")

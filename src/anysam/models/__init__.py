@@ -43,9 +43,9 @@ class PromptableModel(Protocol):
     """What every promptable network offers; `anysam.predictor` needs nothing else of it.
 
     preprocess: how images enter and logits leave. multimask_default: when a prediction without a wish has several
-    masks: for a "single_point" and nothing else, "always" or "never". float32_parts: the submodules where half precision
-    would cost masks their borders: those that decode (little work beside an encoder), whose features are then given in
-    float32, and "image_encoder" where it amplifies rounding. Empty: everything is in the model's dtype.
+    masks: for a "single_point" and nothing else, "always" or "never". float32_parts: the submodules that stay in
+    float32 where half precision would cost masks their borders: those that decode (little work beside an encoder; their
+    features are then given in float32), and "image_encoder" where it amplifies rounding.
     """
 
     preprocess: Preprocess
