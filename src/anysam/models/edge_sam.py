@@ -302,8 +302,8 @@ class EdgeSam(nn.Module):
     """A PromptableModel of RepVit and SAM's prompt encoder and mask decoder."""
 
     multimask_default: MultimaskDefault = "single_point"
-    # The encoder's gates amplify rounding and nothing bounds its activations: with stand-in weights, bfloat16 gave other
-    # masks and float16 no numbers.
+    # The encoder's gates amplify rounding, and nothing bounds its activations: with stand-in weights, bfloat16 gave
+    # other masks and float16 no numbers.
     float32_parts: tuple[str, ...] = ("image_encoder", "prompt_encoder", "mask_decoder")
 
     def __init__(
