@@ -134,3 +134,12 @@ def test_upscaling_works_in_float32() -> None:
     logits = upscale_logits(torch.zeros(2, 3, 16, 16, dtype=torch.bfloat16), SMALL, (48, 64), (1, 1))
     assert logits.dtype == torch.float32
     assert logits.shape == (2, 3, 1, 1)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (64, 48), (17, 64), (64, 3), (64, 64), (33, 61)])
+def test_upscaling_without_the_padding_is_what_it_is_with_it(size: tuple[int, int]) -> None:
+    low_res = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    whole = torch.nn.functional.interpolate(low_res, (64, 64), mode="bilinear", align_corners=False)
+    cut = whole[..., : size[0], : size[1]]
+    expected = torch.nn.functional.interpolate(cut, (90, 120), mode="bilinear", align_corners=False)
+    assert torch.equal(upscale_logits(low_res, SMALL, size, (90, 120)), expected)

@@ -38,9 +38,9 @@ _FORMAT = "anysam-encoded-image-1"
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-# Prompts decoded at once. On a CPU small batches are as fast as large ones, with less memory; from 8 on, tensors of the
-# SAM decoder are so large that the allocator asks the system for fresh pages each time (benchmarks/README.md).
-_PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 4, 64
+# Prompts decoded at once. A call shares the first layer's projections; beyond a few prompts there is little more to
+# share, and the decoders limit by themselves how many they hold at a time on a CPU (benchmarks/README.md).
+_PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 8, 64
 
 # Full-size logits held at once while masks are made: 32 M float32 are 128 MB (one mask's, if a single one is larger).
 _LOGITS_AT_ONCE = 32 * 1024 * 1024

@@ -201,7 +201,12 @@ def upscale_logits(
     """
     if preprocess.mask_resize == "bicubic":
         return functional.interpolate(low_res_logits.float(), original_size, mode="bicubic", align_corners=False)
-    padded_size = preprocess.padded_size(input_size)
-    logits = functional.interpolate(low_res_logits.float(), padded_size, mode="bilinear", align_corners=False)
+    stride = preprocess.low_res_stride
+    # One cell beyond the image is all that the interpolation looks at; what follows is padding, and cut off.
+    rows, columns = (
+        min(cells, -(-side // stride) + 1) for cells, side in zip(low_res_logits.shape[-2:], input_size, strict=True)
+    )
+    logits = low_res_logits[..., :rows, :columns].float()  # (P, C, rows, columns)
+    logits = functional.interpolate(logits, (rows * stride, columns * stride), mode="bilinear", align_corners=False)
     logits = logits[..., : input_size[0], : input_size[1]]  # (P, C, height, width)
     return functional.interpolate(logits, original_size, mode="bilinear", align_corners=False)  # (P, C, H, W)
