@@ -120,11 +120,13 @@ def test_images_of_any_shape_have_instances_or_none(size: tuple[int, int], confi
 
 @torch.inference_mode()
 def test_prototypes_in_half_precision_make_nearly_the_same_masks() -> None:
+    torch.manual_seed(0)  # some random networks find nothing at all
     network = build_from(TINY, Letterbox(name="", long_side=64)).eval()
     pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     features = network.encode_image(pixels)
     half = features | {"prototypes": features["prototypes"].bfloat16()}
     ours, expected = (network.instances(f, (64, 64), confidence=0.0, limit=20) for f in (half, features))
+    assert expected.masks.any()
     overlap = (ours.masks & expected.masks).sum() / (ours.masks | expected.masks).sum()
     assert overlap >= 0.98
 
