@@ -21,6 +21,7 @@ MAX_TOLERANCE, MEAN_TOLERANCE = 1e-3, 1e-4
 # A case may state that its own float32 numbers are further from float64 than that; we get twice its distance, because
 # ours may lie on the other side.
 NOISE_FACTOR = 2.0
+ILL_CONDITIONED = 5e-2  # of the standard deviation: what the cases' README grants EdgeSAM on tall.png
 AREA_TOLERANCE, AREA_PIXELS = 1e-3, 20
 
 # Arrays that are only there to find a first difference with.
@@ -208,14 +209,13 @@ def stated_noise(case: Case, name: str) -> tuple[float, float]:
             stated.append((part["logits_max"], part["logits_mean"]))
         elif leaf == "iou_predictions":
             stated.append((part["iou_max"], part["iou_max"]))
-    if INTERMEDIATE.search(name) and (noise := image_noise(case, image, "image_embeddings")):
-        # Of a network that amplifies rounding, the inner arrays are up to four times as far off as its embedding.
-        scale = 4 * case.arrays[name]["std"] / case.arrays[f"{image}/image_embeddings"]["std"]
-        stated.append((scale * noise["max_abs_diff"], scale * noise["mean_abs_diff"]))
-    flips = image_noise(case, image, "low_res_pixels_whose_sign_differs")
-    if leaf == "scores" and flips:  # stability: a ratio of two areas, of at least an eighth of the low-resolution cells
-        cells = case.arrays[f"{image}/point/low_res_logits"]["shape"][-2:]
-        stated.append((8 * flips / math.prod(cells), 8 * flips / math.prod(cells)))
+    noise, std = image_noise(case, image, "image_embeddings"), case.arrays.get(name, {}).get("std", 0.0)
+    if noise and (leaf == "scores" or INTERMEDIATE.search(name)):
+        # Arrays without a stated noise of their own: of few numbers the mean may be as far off as the largest, and on
+        # an image whose embedding is ill-conditioned everything may be off by ILL_CONDITIONED.
+        ill = noise["max_abs_diff"] > MAX_TOLERANCE
+        allowed = (ILL_CONDITIONED if ill else MAX_TOLERANCE) * std / NOISE_FACTOR
+        stated.append((allowed, allowed))
     plain = name.replace("/bf16/", "/")
     if plain != name and plain in case.expected:  # half precision is as far from float32 as it was for the authors
         difference = np.abs(case.expected[name] - case.expected[plain])
