@@ -1,4 +1,4 @@
-"""Write the documents that the code itself determines: the commands' help and the table of models.
+"""Write the documents that the code itself determines: the commands' help, the tables of models and of formats.
 
 python docs/generate.py [--check]
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant
 from anysam.cli import COMMANDS, build_parser
+from anysam.outputs.formats import formats_table
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,19 +44,23 @@ def _models_row(variant: Variant) -> str:
     return f"| {name} | {size} | {parameters} | {variant.gmac or ''} | {prompts} | {licences} | {variant.summary} |"
 
 
-def with_models_table(readme: str) -> str:
-    """The README's text with the present table between its two marks."""
-    marked = re.compile(r"(<!-- models -->\n).*?(<!-- end of models -->)", re.DOTALL)
-    return marked.sub(lambda found: f"{found[1]}{models_table()}\n{found[2]}", readme)
+def with_table(text: str, name: str, table: str) -> str:
+    """A document's text with `table` between its marks `<!-- name -->` and `<!-- end of name -->`."""
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+    return marked.sub(lambda found: f"{found[1]}{table}\n{found[2]}", text)
 
 
 def main() -> int:
-    """Write or check both documents and return the exit status."""
+    """Write or check the documents and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a document is out of date")
     check = parser.parse_args().check
-    readme, page = ROOT / "README.md", ROOT / "docs" / "cli.md"
-    wanted = {page: commands_page(), readme: with_models_table(readme.read_text(encoding="utf-8"))}
+    readme, formats = ROOT / "README.md", ROOT / "docs" / "formats.md"
+    wanted = {
+        ROOT / "docs" / "cli.md": commands_page(),
+        readme: with_table(readme.read_text(encoding="utf-8"), "models", models_table()),
+        formats: with_table(formats.read_text(encoding="utf-8"), "formats", formats_table()),
+    }
     outdated = [path for path in wanted if not path.exists() or path.read_text(encoding="utf-8") != wanted[path]]
     for path in outdated:
         if check:

@@ -138,7 +138,7 @@ def test_an_interrupted_conversion_leaves_the_older_file(folder: Path, monkeypat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("anysam.weights_files.save_file", full_disk)
-    with pytest.raises(OutputError, match="No space left"):
+    with pytest.raises(OutputError, match="the disk is full"):
         convert_checkpoint("w.pth", "out.safetensors", force=True)
     assert Path("out.safetensors").read_bytes() == b"mine" and sorted(p.name for p in folder.iterdir()) == [
         "out.safetensors",

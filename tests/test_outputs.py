@@ -247,6 +247,14 @@ def test_all_formats_are_written_and_named(image, tmp_path):
         "cat.v2_cutout_0.png",
         "cat.v2_cutout_1.png",
         "cat.v2.coco.json",
+        "cat.v2.polygons.json",
+        "cat.v2.txt",
+        "cat.v2.names.txt",
+        "cat.v2.labelme.json",
+        "cat.v2_labels.png",
+        "cat.v2.geojson",
+        "cat.v2.npz",
+        "cat.v2.sa1b.json",
         "cat.v2.json",
     ]
     assert sorted(os.listdir(out)) == sorted(path.name for path in paths)
@@ -278,8 +286,9 @@ def test_images_of_one_name_get_different_stems():
     assert output_stems([]) == []
 
 
-def test_stems_never_collide_through_the_coco_suffix(image, tmp_path):
-    stems = output_stems(["cat.jpg", "cat.coco.jpg"])
+@pytest.mark.parametrize("kind", ["coco", "polygons", "names", "labelme", "sa1b"])
+def test_stems_never_collide_through_the_suffix_of_a_format(image, tmp_path, kind):
+    stems = output_stems(["cat.jpg", f"cat.{kind}.jpg"])
     written = [write_outputs("x.jpg", image, two_records(), tmp_path, FORMATS, stem=stem) for stem in stems]
     names = [path for paths in written for path in paths]
-    assert len(set(names)) == len(names) == 14
+    assert len(set(names)) == len(names) == 30

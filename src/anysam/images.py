@@ -93,6 +93,17 @@ def read_image(
         raise ImageError(f"{source!s} cannot be read: {reason}.") from error
 
 
+def image_size(path: str | Path) -> tuple[int, int]:
+    """The size (H, W) of an image file when it is upright, read from its header alone. Raises ImageError."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            width, height = image.size
+            lies = image.getexif().get(_EXIF_ORIENTATION, 1) >= 5  # turned by 90 degrees, mirrored or not
+    except Exception as error:  # as in _decode
+        raise ImageError(f"{path} is no image that can be read: {_one_line(error)}.") from error
+    return (width, height) if lies else (height, width)
+
+
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
     """Expand files, folders and patterns to image paths, in the order given and without repeats.
 

@@ -13,9 +13,9 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from anysam.errors import OptionError
+from anysam.rle import read_rle, runs_to_mask
 
 MAX_AREA = 2**31  # a decoded mask takes a byte a pixel: what a few characters of run lengths may ask for
-_RUN_LENGTH_OFFSET = 48  # COCO writes run lengths as printable characters, starting at "0"
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,57 +50,14 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
     """Restore the mask (H, W) bool from COCO's run-length form; "counts" is its string, bytes or a list of lengths.
 
-    The lengths are checked here because pycocotools reads past the end of damaged ones. Raises OptionError when the
-    lengths do not add up to H x W.
+    Raises OptionError when the lengths do not add up to H x W, or the mask has more than MAX_AREA pixels.
     """
-    try:
-        height, width = (int(side) for side in rle["size"])
-        counts = rle["counts"]
-        if isinstance(counts, (str, bytes)):
-            runs = _parse_counts(counts.encode("ascii") if isinstance(counts, str) else counts)
-        else:
-            runs = np.asarray(counts, dtype=np.int64).reshape(-1)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise OptionError(
-            'The mask is not COCO run-length data: {"size": [H, W], "counts": ...} with unbroken counts is accepted.'
-        ) from error
-    area = height * width
-    if area > MAX_AREA:
+    runs, (height, width) = read_rle(rle)
+    if height * width > MAX_AREA:
         raise OptionError(
             f"A mask of {width}x{height} pixels is not decoded; at most {MAX_AREA:,} pixels are accepted."
         )
-    if min(height, width) < 0 or (runs < 0).any() or (runs > area).any() or int(runs.sum()) != area:
-        raise OptionError(
-            f"The mask's run lengths cover {int(runs.sum())} pixels but its size {width}x{height} has {area}; "
-            "the data is damaged or belongs to another image."
-        )
-    values = np.arange(len(runs)) % 2 == 1  # runs alternate, beginning with background
-    return np.repeat(values, runs).reshape(height, width, order="F")  # (H, W)
-
-
-def _parse_counts(counts: bytes) -> np.ndarray:
-    """Decode COCO's counts string -> run lengths (N,) int64.
-
-    Five bits a character, low bits first; from the fourth run on the difference to the run two before is stored.
-    """
-    codes = np.frombuffer(counts, dtype=np.uint8).astype(np.int64) - _RUN_LENGTH_OFFSET
-    if not len(codes):
-        return codes
-    last = (codes & 0x20) == 0  # the character that ends a number
-    if (codes < 0).any() or (codes > 63).any() or not last[-1]:
-        raise ValueError("not a counts string")
-    ends = np.flatnonzero(last)
-    starts = np.concatenate(([0], ends[:-1] + 1))
-    lengths = ends - starts + 1
-    if lengths.max() > 12:
-        raise ValueError("a run length has more than 60 bits")
-    place = np.arange(len(codes)) - np.repeat(starts, lengths)
-    numbers = np.add.reduceat((codes & 0x1F) << (5 * place), starts)
-    negative = (codes[ends] & 0x10) != 0
-    numbers[negative] -= np.int64(1) << (5 * lengths[negative])
-    numbers[1::2] = np.cumsum(numbers[1::2])
-    numbers[2::2] = np.cumsum(numbers[2::2])
-    return numbers
+    return runs_to_mask(runs, (height, width))
 
 
 def mask_area(mask: np.ndarray) -> int:

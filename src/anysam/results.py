@@ -49,8 +49,10 @@ class MaskRecord:
 
     segmentation: COCO RLE of the mask at original-image size. area: pixels. box: x0 y0 x1 y1 in pixels, right and
     bottom exclusive; all 0 when the mask is empty. predicted_iou: the model's estimate, about 0 to 1. prompt: the
-    `Prompt.to_dict` it answers, or None. label: a name for the object, or None. Raises OptionError when predicted_iou
-    is not finite, which JSON cannot hold.
+    `Prompt.to_dict` it answers, or None. label: a name for the object, or None. What everything mode knows besides:
+    stability_score, 0 to 1: how little the mask changes with its threshold (NaN for a mask that is empty at both; null
+    in JSON); crop_box: x0 y0 x1 y1 of the part of the image that the model saw; detection_score: 0 to 1, of the object
+    whose box was the prompt. Raises OptionError when predicted_iou is not finite, which JSON cannot hold.
     """
 
     segmentation: dict[str, Any]
@@ -59,6 +61,9 @@ class MaskRecord:
     predicted_iou: float
     prompt: dict[str, Any] | None = None
     label: str | None = None
+    stability_score: float | None = None
+    crop_box: tuple[float, float, float, float] | None = None
+    detection_score: float | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.predicted_iou):
@@ -102,6 +107,9 @@ class MaskRecord:
             "predicted_iou": self.predicted_iou,
             "prompt": self.prompt,
             "label": self.label,
+            "stability_score": _finite(self.stability_score),
+            "crop_box": None if self.crop_box is None else list(self.crop_box),
+            "detection_score": _finite(self.detection_score),
         }
 
     @classmethod
@@ -109,6 +117,9 @@ class MaskRecord:
         """Restore `to_dict`. Raises OptionError for a missing key, a malformed value or damaged run lengths."""
         try:
             x0, y0, x1, y1 = (float(side) for side in form["box"])
+            crop_box = None if form.get("crop_box") is None else [float(side) for side in form["crop_box"]]
+            if crop_box is not None and len(crop_box) != 4:
+                raise ValueError("crop_box")
             record = cls(
                 segmentation=dict(form["segmentation"]),
                 area=int(form["area"]),
@@ -116,6 +127,9 @@ class MaskRecord:
                 predicted_iou=float(form["predicted_iou"]),
                 prompt=form.get("prompt"),
                 label=form.get("label"),
+                stability_score=_number(form.get("stability_score")),
+                crop_box=None if crop_box is None else (crop_box[0], crop_box[1], crop_box[2], crop_box[3]),
+                detection_score=_number(form.get("detection_score")),
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise OptionError(
@@ -124,3 +138,12 @@ class MaskRecord:
             ) from error
         record.to_mask()
         return record
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)

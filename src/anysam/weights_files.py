@@ -5,7 +5,6 @@ their instructions without making any object, so that the tensors of whole pickl
 """
 
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from anysam.atomic import draft_of
 from anysam.errors import OptionError, OutputError, WeightsError
 from anysam.unpickling.files import PickledFile, read_pickled
 from anysam.unpickling.networks import Record, is_network, network_records, plain
@@ -240,16 +240,10 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         # the format has no shared memory: a second name of the same values gets its own copy
         owned[key] = value.clone() if storage.data_ptr() in storages else value
         storages.add(storage.data_ptr())
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        draft.touch(exist_ok=False)
-        mode = draft.stat().st_mode  # of a new file here; save_file makes one that only its owner may read
-        save_file(owned, draft, dict(metadata))
-        draft.chmod(mode)
-        with open(draft, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    except (OSError, SafetensorError) as error:
+        with draft_of(path) as draft:
+            mode = draft.stat().st_mode  # of a new file here; save_file makes one that only its owner may read
+            save_file(owned, draft, dict(metadata))
+            draft.chmod(mode)
+    except SafetensorError as error:
         raise OutputError(f"Cannot write {path}: {error}; is the folder there, writable and not full?") from error
-    finally:
-        draft.unlink(missing_ok=True)

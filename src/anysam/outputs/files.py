@@ -1,0 +1,73 @@
+"""Names and folders of results, and files that are whole or absent."""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from PIL import Image
+
+from anysam.atomic import explain, write_atomic
+from anysam.errors import OutputError
+
+# What stands between a stem and the last suffix in some formats' names.
+_DOTTED = ("coco", "polygons", "names", "labelme", "sa1b")
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder and its parents if missing. Raises OutputError when that fails or the folder is not writable."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(explain(folder, error)) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"The folder {folder} is not writable; choose another one.")
+    return folder
+
+
+def output_stems(image_paths: Sequence[str | Path]) -> list[str]:
+    """One file-name stem for each image, all different: `cat`, then `cat_2` for another cat.jpg or a cat.png.
+
+    Names that differ only by case count as equal, since some file systems cannot tell them apart.
+    """
+    wanted = [Path(path).stem for path in image_paths]
+    reserved = {stem.casefold() for stem in wanted}
+    taken: set[str] = set()
+    stems = []
+    for stem in wanted:
+        name, number = stem, 1
+        while _claims(name) & taken or (number > 1 and name.casefold() in reserved):
+            number += 1
+            name = f"{stem}_{number}"
+        taken |= _claims(name)
+        stems.append(name)
+    return stems
+
+
+def _claims(stem: str) -> set[str]:
+    # "cat.coco.json" is also the JSON of an image cat.coco.jpg.
+    return {stem.casefold()} | {f"{stem}.{kind}".casefold() for kind in _DOTTED}
+
+
+def write_png(path: str | Path, image: Image.Image) -> None:
+    """Write a Pillow image. Raises OutputError."""
+    write_atomic(path, lambda file: image.save(file, "PNG", compress_level=4))  # 6 is twice as slow for 3 % less
+
+
+def write_json(path: str | Path, document: dict[str, Any]) -> None:
+    """Write a JSON document. Raises OutputError."""
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+    # A file name that is not UTF-8 reaches us as lone surrogates; escaped with a backslash they are valid JSON.
+    data = text.encode("utf-8", "backslashreplace")
+
+    def write(file: BinaryIO) -> None:
+        file.write(data)
+
+    write_atomic(path, write)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text as UTF-8. Raises OutputError."""
+    write_atomic(path, lambda file: file.write(text.encode("utf-8", "backslashreplace")))

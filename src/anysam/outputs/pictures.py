@@ -1,0 +1,137 @@
+"""Masks as pictures: black and white, laid on the photograph, cut out of it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from anysam.errors import OptionError
+from anysam.masks import mask_to_box
+from anysam.outputs.files import write_png
+from anysam.prompts import Prompt
+from anysam.results import MaskRecord
+
+# Told apart from each other and from most photographs; dark enough for a white line beside them.
+_COLOURS = (
+    (0, 132, 255),  # azure
+    (255, 86, 48),  # vermilion
+    (35, 190, 90),  # green
+    (191, 64, 220),  # violet
+    (255, 176, 0),  # amber
+    (0, 184, 196),  # teal
+    (240, 50, 120),  # pink
+    (140, 200, 20),  # lime
+    (110, 90, 240),  # indigo
+    (170, 110, 60),  # brown
+)
+_FOREGROUND = (22, 163, 74)
+_BACKGROUND = (220, 38, 38)
+_WHITE = (255, 255, 255)
+_BLACK = (0, 0, 0)
+_FILL = 0.42  # opacity of a mask on the photograph
+_SHIFT = 4  # OpenCV draws at 1/16 pixel
+
+
+def write_mask_png(path: str | Path, mask: np.ndarray) -> None:
+    """Write a mask (H, W) bool as an 8-bit grey PNG: 255 on the object, 0 elsewhere."""
+    write_png(path, Image.fromarray(mask.astype(np.uint8) * 255))
+
+
+def write_overlay_png(
+    path: str | Path, image: np.ndarray, records: Sequence[MaskRecord], prompts: Sequence[Prompt] | None = None
+) -> None:
+    """Write `draw_overlay` as a PNG."""
+    write_png(path, Image.fromarray(draw_overlay(image, records, prompts)))
+
+
+def write_cutout_png(path: str | Path, image: np.ndarray, mask: np.ndarray) -> None:
+    """Write the object alone as an RGBA PNG, cropped to the mask's box.
+
+    image: (H, W, 3) uint8 RGB. mask: (H, W) bool; an empty one gives a transparent image of the whole size. Transparent
+    pixels are black inside: nothing of the background is kept. Raises OptionError when the sizes differ.
+    """
+    if mask.shape != image.shape[:2]:
+        raise OptionError(f"The mask {mask.shape} and the image {image.shape[:2]} differ in size (H, W).")
+    box = mask_to_box(mask)
+    x0, y0, x1, y1 = (0, 0, mask.shape[1], mask.shape[0]) if box is None else box.astype(int).tolist()
+    inside = mask[y0:y1, x0:x1, None]  # (h, w, 1)
+    rgba = np.concatenate([image[y0:y1, x0:x1] * inside, inside * np.uint8(255)], axis=2)  # (h, w, 4)
+    write_png(path, Image.fromarray(rgba))
+
+
+def draw_overlay(
+    image: np.ndarray, records: Sequence[MaskRecord], prompts: Sequence[Prompt] | None = None
+) -> np.ndarray:
+    """Lay masks and prompts on a photograph: (H, W, 3) uint8 RGB -> the same, the input untouched.
+
+    Each record is tinted and outlined in its own colour, small masks above large ones; points are drawn as green + and
+    red - discs, boxes, outlines and strokes as thin lines. prompts: by default those of the records.
+    Raises OptionError when a record belongs to an image of another size.
+    """
+    canvas = np.ascontiguousarray(image).copy()
+    line = max(2, round(max(image.shape[:2]) / 640))  # 2 pixels up to 1600, and as thin to the eye on larger images
+    order = sorted(range(len(records)), key=lambda i: -records[i].area)
+    for i in order:
+        if records[i].size != image.shape[:2]:
+            raise OptionError(f"The mask {records[i].size} and the image {image.shape[:2]} differ in size (H, W).")
+        _draw_mask(canvas, records[i].to_mask(), _COLOURS[i % len(_COLOURS)], line)
+    if prompts is None:
+        distinct = {json.dumps(record.prompt, sort_keys=True): record.prompt for record in records if record.prompt}
+        prompts = [Prompt.from_dict(form) for form in distinct.values()]
+    for prompt in prompts:
+        _draw_prompt(canvas, prompt, line)
+    return canvas
+
+
+def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
+    canvas[mask] = (canvas[mask] * (1 - _FILL) + np.array(colour) * _FILL + 0.5).astype(np.uint8)
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
+    core = cv2.erode(mask.astype(np.uint8), disc)
+    canvas[mask & (core == 0)] = colour  # a band inside the mask: OpenCV's own contours spill over its border
+
+
+def _draw_prompt(canvas: np.ndarray, prompt: Prompt, line: int) -> None:
+    thin = max(1, line // 2)
+    if prompt.box is not None:
+        x0, y0, x1, y1 = prompt.box
+        _draw_line(canvas, np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]), _WHITE, thin, closed=True)
+    if prompt.polygon is not None:
+        _draw_line(canvas, prompt.polygon, _WHITE, thin, closed=True)
+    if prompt.scribble is not None:
+        _draw_line(canvas, prompt.scribble, _FOREGROUND, line + 1, closed=False)
+    if prompt.scribble_negative is not None:
+        _draw_line(canvas, prompt.scribble_negative, _BACKGROUND, line + 1, closed=False)
+    if prompt.points is not None and prompt.labels is not None:
+        for point, label in zip(prompt.points, prompt.labels, strict=True):
+            _draw_marker(canvas, point, bool(label))
+
+
+def _draw_line(
+    canvas: np.ndarray, vertices: np.ndarray, colour: tuple[int, int, int], thickness: int, closed: bool
+) -> None:
+    """A line with a soft dark edge, legible on light and on dark."""
+    side = max(canvas.shape[:2])
+    near = np.clip(vertices, -side, 2 * side)  # a box may reach far outside, beyond what OpenCV can count to
+    corners = [np.round(near * 2**_SHIFT).astype(np.int32)]
+    shadow = cv2.polylines(canvas.copy(), corners, closed, _BLACK, thickness + 2, cv2.LINE_AA, _SHIFT)
+    cv2.addWeighted(canvas, 0.5, shadow, 0.5, 0, dst=canvas)
+    cv2.polylines(canvas, corners, closed, colour, thickness, cv2.LINE_AA, _SHIFT)
+
+
+def _draw_marker(canvas: np.ndarray, point: np.ndarray, foreground: bool) -> None:
+    """A disc with a + or - in it, about a fiftieth of the image wide."""
+    radius = float(np.clip(max(canvas.shape[:2]) / 85, 5, 60))
+    x, y = point
+
+    def fixed(*values: float) -> list[int]:
+        return [round(value * 2**_SHIFT) for value in values]
+
+    for size, colour in ((1.45, _BLACK), (1.3, _WHITE), (1.0, _FOREGROUND if foreground else _BACKGROUND)):
+        cv2.circle(canvas, fixed(x, y), fixed(radius * size)[0], colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
+    arm, thick = radius * 0.6, max(1, round(radius * 0.22))
+    cv2.line(canvas, fixed(x - arm, y), fixed(x + arm, y), _WHITE, thick, cv2.LINE_AA, _SHIFT)
+    if foreground:
+        cv2.line(canvas, fixed(x, y - arm), fixed(x, y + arm), _WHITE, thick, cv2.LINE_AA, _SHIFT)
