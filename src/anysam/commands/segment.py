@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysam import __version__
-from anysam.commands.options import add_allow
+from anysam.commands.options import add_allow, add_cache, open_cache
 from anysam.commands.progress import download_progress, image_progress
 from anysam.errors import AnySamError, OptionError
 
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from anysam.predictor import Model
     from anysam.prompts import Prompt
     from anysam.results import MaskRecord
+    from anysam.store import EmbeddingStore
 
 _DEFAULT_OUT, _DEFAULT_FORMATS = "out", "png,overlay"
 
@@ -108,6 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="multimask",
         help="ask the model for one mask only, even for a lone point",
     )
+    add_cache(how)
     how.add_argument(
         "--max-pixels", type=int, metavar="N", help="refuse images of more pixels than this (default: 178,956,970)"
     )
@@ -129,13 +131,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with every image. out: None writes no files. multimask: as in `Model.predict`."""
+    """What to do with every image. out: None writes no files. multimask: as in `Model.predict`. store: or None."""
 
     prompts: Sequence["Prompt"]
     out: Path | None
     formats: tuple[str, ...]
     multimask: bool | None
     max_pixels: int
+    store: "EmbeddingStore | None"
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,7 @@ def _plan(arguments: argparse.Namespace) -> Task:
     prompts = prompts_from_hints(hints, arguments.object, max_pixels)
     writes = not arguments.json or arguments.out is not None or arguments.format is not None
     out = make_folder(arguments.out or _DEFAULT_OUT) if writes else None
-    return Task(prompts, out, formats, arguments.multimask, max_pixels)
+    return Task(prompts, out, formats, arguments.multimask, max_pixels, open_cache(arguments))
 
 
 def _load(arguments: argparse.Namespace, models: list["Model"]) -> "Model":
@@ -278,7 +281,7 @@ def _segment(model: "Model", image: Path, pixels: "np.ndarray", stem: str, task:
     from anysam.results import MaskRecord
 
     start = time.perf_counter()
-    encoded = model.encode(pixels)
+    encoded = model.encode(pixels) if task.store is None else task.store.encode(model, pixels)
     encoded_at = time.perf_counter()
     predictions = model.predict(encoded, task.prompts, task.multimask)
     seconds = {"encode": encoded_at - start, "predict": time.perf_counter() - encoded_at}
