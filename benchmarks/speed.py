@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from published import import_published
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -137,26 +137,6 @@ def measure(name: str, dtype: str, clock: Clock) -> dict[str, float | str]:
     row["GMAC"] = count_gmac(name, image)
     row["GMAC/s"] = float(row["GMAC"]) / float(row["encode s"])
     return row
-
-
-def import_published(folder: str) -> types.ModuleType:
-    """The package segment_anything in `folder`, with the little of torchvision that it uses for one prompt.
-
-    Only its image resizing runs here, and that is Pillow's, as in torchvision; automatic masks do not work.
-    """
-    transforms = types.ModuleType("torchvision.transforms.functional")
-    transforms.to_pil_image = Image.fromarray
-    transforms.resize = lambda image, size: image.resize(size[::-1], Image.Resampling.BILINEAR)
-    boxes = types.ModuleType("torchvision.ops.boxes")
-    boxes.batched_nms = boxes.box_area = None
-    for module in (transforms, boxes):
-        sys.modules[module.__name__] = module
-    for name in ("torchvision", "torchvision.transforms", "torchvision.ops"):
-        sys.modules[name] = types.ModuleType(name)
-    sys.path.insert(0, folder)
-    import segment_anything
-
-    return segment_anything
 
 
 def compare(name: str, folder: str, clock: Clock, only: str | None) -> dict[str, float | str]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from anysam.catalogue import find_variant
 from anysam.errors import PromptError, UnknownModelError
-from anysam.models import PromptableModel, efficient_sam
+from anysam.models import KeepingModel, PromptableModel, efficient_sam
 from anysam.models.efficient_sam import EfficientSam, EfficientSamConfig, ImageEncoderViT, build_efficient_sam
 from anysam.models.layers import fuse
 from anysam.preprocess import Preprocess
@@ -25,6 +25,7 @@ TINY_PREPROCESS = Preprocess(
 
 # One prompt of each number of points, as the predictor gives them: without a box, padding comes last.
 POINT = ([[20.0, 30.0], [0.0, 0.0]], [1, -1])
+OTHER = ([[50.0, 9.0], [0.0, 0.0]], [1, -1])
 BOX = ([[10.0, 5.0], [50.0, 60.0]], [2, 3])
 SIX = ([[1.0 + i, 60.0 - 9 * i] for i in range(6)] + [[0.0, 0.0]], [1, 0, 1, 1, 0, 0, -1])
 
@@ -210,6 +211,27 @@ def test_prompts_of_unequal_length_in_a_batch_are_as_if_alone() -> None:
         alone = network.decode(features, *batch(prompt), None, True)
         torch.testing.assert_close(together.low_res_logits[i], alone.low_res_logits[0], atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(together.iou_predictions[i], alone.iou_predictions[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("prompts", [[POINT], [POINT, SIX, BOX, OTHER]], ids=["one", "more than at once"])
+def test_kept_masks_are_those_of_all_above_the_threshold(multimask: bool, prompts: list) -> None:
+    network, features = tiny(), {"image_embeddings": noise(1, 32, 4, 4)}
+    assert isinstance(network, KeepingModel)
+    everything = network.decode(features, *batch(*prompts), None, multimask)
+    scores = everything.iou_predictions
+    ordered = [float("inf"), *sorted(scores.flatten().tolist(), reverse=True), float("-inf")]
+    for count in (scores.numel(), 2, 1, 0):
+        least = (ordered[min(count, scores.numel())] + ordered[min(count, scores.numel()) + 1]) / 2  # none is near it
+        for rows in (16, 9):
+            kept = network.decode_kept(features, *batch(*prompts), multimask, least, rows)
+            expected = [i for i, score in enumerate(scores.flatten().tolist()) if score > least]
+            assert kept.candidates.tolist() == expected and len(expected) == min(count, scores.numel())
+            assert kept.low_res_logits.shape == (len(expected), rows, 16)
+            masks = everything.low_res_logits.flatten(0, 1)[expected, :rows]
+            torch.testing.assert_close(kept.low_res_logits, masks, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(kept.iou_predictions, scores)
 
 
 @torch.no_grad()

@@ -13,10 +13,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "anysam"
 RANKS = [
     ["errors"],
     ["unpickling"],
+    ["atomic"],
     ["weights_files"],
+    ["rle"],
     ["masks"],
     ["prompts"],
     ["images"],
+    ["rasters"],
     ["results", "catalogue"],
     ["derived_prompts"],
     ["preprocess", "letterbox", "metrics", "datasets"],
@@ -24,8 +27,14 @@ RANKS = [
     ["fetch", "identification"],
     ["licences", "listing"],
     ["checkpoints"],
+    ["devices"],
+    ["memory"],
+    ["encoded_image"],
+    ["store"],
+    ["automatic"],
     ["predictor"],
     ["outputs"],
+    ["compat"],
     ["train", "evaluate"],
     ["commands"],
     ["cli"],
@@ -37,7 +46,7 @@ ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: lazy, and l
 # torch is a second of waiting and half a gigabyte: what does not compute with it does not import it.
 WITH_TORCH = {
     *("unpickling", "weights_files", "preprocess", "letterbox", "models", "identification", "checkpoints"),
-    *("predictor", "train", "evaluate"),
+    *("devices", "memory", "encoded_image", "store", "automatic", "predictor", "compat", "train", "evaluate"),
 }
 
 
@@ -108,6 +117,8 @@ def test_the_scan_sees_imports_inside_functions():
         ["segment", "--help"],
         ["fetch", "--help"],
         ["convert", "--help"],
+        ["everything", "--help"],
+        ["convert-masks", "--help"],
     ],
     ids=" ".join,
 )

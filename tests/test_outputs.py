@@ -292,3 +292,11 @@ def test_stems_never_collide_through_the_suffix_of_a_format(image, tmp_path, kin
     written = [write_outputs("x.jpg", image, two_records(), tmp_path, FORMATS, stem=stem) for stem in stems]
     names = [path for paths in written for path in paths]
     assert len(set(names)) == len(names) == 30
+
+
+def test_points_of_a_grid_are_not_drawn_over_the_objects(image):
+    (record, _) = two_records()
+    bare = draw_overlay(image, [record], prompts=[])
+    grid = MaskRecord(**{**vars(record), "crop_box": (0.0, 0.0, 120.0, 90.0)})
+    np.testing.assert_array_equal(draw_overlay(image, [grid]), bare)
+    assert not np.array_equal(draw_overlay(image, [record]), bare)

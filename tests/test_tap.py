@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import PromptError, UnknownModelError
-from anysam.models import PromptableModel, tap
+from anysam.models import KeepingModel, PromptableModel, tap
 from anysam.models.layers import fuse
 from anysam.models.tap import (
     Attention,
@@ -70,6 +70,12 @@ def prompts(count: int) -> tuple[Tensor, Tensor]:
     points = 64 * torch.rand(count, 3, 2, generator=torch.Generator().manual_seed(2))
     labels = torch.tensor([[1, 0, -1], [1, 2, 3]]).repeat(count, 1)[:count]
     return points, labels
+
+
+def between(scores: Tensor, above: int) -> float:
+    """A threshold that so many scores are above, and none is near."""
+    ordered = [float("inf"), *sorted(scores.flatten().tolist(), reverse=True), float("-inf")]
+    return (ordered[above] + ordered[above + 1]) / 2
 
 
 def attention_by_definition(attention: Attention, window: Tensor) -> Tensor:
@@ -202,6 +208,29 @@ def test_one_mask_is_the_first_for_a_box_and_the_best_other_for_points() -> None
     torch.testing.assert_close(three.low_res_logits, everything.low_res_logits[:, 1:])
     torch.testing.assert_close(three.iou_predictions, everything.iou_predictions[:, 1:])
     torch.testing.assert_close(three.extras["semantic_tokens"], everything.extras["semantic_tokens"][:, 1:])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("multimask", [True, False])
+@pytest.mark.parametrize("rows", [32, 19, 4])
+def test_kept_masks_are_those_of_all_above_the_threshold(multimask: bool, rows: int) -> None:
+    network, (points, labels) = tiny(), prompts(8)  # more than are decoded at once, and not a multiple of it
+    assert isinstance(network, KeepingModel)
+    features = network.encode_image(noise(1, 3, 64, 64))
+    usual = network.decode_all(features, points, labels).iou_predictions.mean(dim=0)
+    network.image_decoder.iou_pred.layers[-1].bias.sub_(usual)
+    everything = network.decode(features, points, labels, None, multimask)
+    scores = everything.iou_predictions
+    for count in (scores.numel(), scores.numel() // 2, 0):
+        least = between(scores, count)
+        kept = network.decode_kept(features, points, labels, multimask, least, rows)
+        expected = [i for i, score in enumerate(scores.flatten().tolist()) if score > least]
+        assert kept.candidates.tolist() == expected and len(expected) == count
+        masks = everything.low_res_logits.flatten(0, 1)[expected, :rows]
+        torch.testing.assert_close(kept.low_res_logits, masks, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(kept.iou_predictions, scores)
+        for name, values in everything.extras.items():
+            torch.testing.assert_close(kept.extras[name], values)
 
 
 @torch.no_grad()

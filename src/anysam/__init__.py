@@ -8,19 +8,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from anysam.automatic.options import EverythingOptions
+    from anysam.automatic.presets import preset
     from anysam.checkpoints import convert_checkpoint
+    from anysam.encoded_image import EncodedImage
     from anysam.errors import AnySamError, LicenceError
     from anysam.images import read_image
     from anysam.listing import list_models
-    from anysam.predictor import EncodedImage, Model, load
+    from anysam.predictor import Model, load
     from anysam.prompts import Prompt
     from anysam.results import MaskRecord, Prediction
+    from anysam.store import EmbeddingStore
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AnySamError",
+    "EmbeddingStore",
     "EncodedImage",
+    "EverythingOptions",
     "LicenceError",
     "MaskRecord",
     "Model",
@@ -30,12 +36,15 @@ __all__ = [
     "convert_checkpoint",
     "list_models",
     "load",
+    "preset",
     "read_image",
 ]
 
 _HOMES = {
     "AnySamError": "anysam.errors",
-    "EncodedImage": "anysam.predictor",
+    "EmbeddingStore": "anysam.store",
+    "EncodedImage": "anysam.encoded_image",
+    "EverythingOptions": "anysam.automatic.options",
     "LicenceError": "anysam.errors",
     "MaskRecord": "anysam.results",
     "Model": "anysam.predictor",
@@ -44,6 +53,7 @@ _HOMES = {
     "convert_checkpoint": "anysam.checkpoints",
     "list_models": "anysam.listing",
     "load": "anysam.predictor",
+    "preset": "anysam.automatic.presets",
     "read_image": "anysam.images",
 }
 

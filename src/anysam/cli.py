@@ -33,6 +33,8 @@ class Command:
 
 COMMANDS = (
     Command("segment", "anysam.commands.segment", "cut out of photographs what points, boxes or outlines show"),
+    Command("everything", "anysam.commands.everything", "find all masks of photographs, without pointing at anything"),
+    Command("convert-masks", "anysam.commands.convert_masks", "masks from one file format into another"),
     Command("models", "anysam.commands.models", "list the models: size, prompts, licence, and which are here"),
     Command("fetch", "anysam.commands.fetch", "download a model's weights now, instead of on first use"),
     Command("convert", "anysam.commands.convert", "rewrite published weights as .safetensors, without running them"),

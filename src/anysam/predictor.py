@@ -7,36 +7,39 @@
 Encoding is the expensive half. An `EncodedImage` is a plain value: it can be kept, saved, and used by several threads.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast, overload
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from anysam.automatic.decoding import decode_points, make_resize
+from anysam.automatic.everything import ImageStore, find_everything
+from anysam.automatic.interface import PointMasks, Resize
+from anysam.automatic.options import EverythingOptions
+from anysam.automatic.presets import preset
 from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, find_variant
-from anysam.checkpoints import load_model, write_tensors
+from anysam.checkpoints import load_model
 from anysam.derived_prompts import check_points, choose_by_mask, prompt_from_mask
-from anysam.errors import ImageError, OptionError, PromptError
+from anysam.devices import find_device, find_dtype
+from anysam.encoded_image import EncodedImage
+from anysam.errors import OptionError, PromptError
 from anysam.images import read_image
 from anysam.letterbox import prepare_letterbox
 from anysam.models import InstanceModel, PromptableModel, SelectingModel
 from anysam.models.layers import fuse, move
 from anysam.preprocess import Preprocess, mask_to_logits, prepare_image, prompt_tokens, upscale_logits
 from anysam.prompts import Prompt, ResolvedPrompt, resolve_prompt
-from anysam.results import Prediction
+from anysam.rasters import ImageSource
+from anysam.results import MaskRecord, Prediction
 
 if TYPE_CHECKING:
     from anysam.models.yolov8 import Instances
-
-_FORMAT = "anysam-encoded-image-1"
-
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 # Prompts decoded at once. A call shares the first layer's projections; beyond a few prompts there is little more to
 # share, and the decoders limit by themselves how many they hold at a time on a CPU (benchmarks/README.md).
@@ -44,75 +47,6 @@ _PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 8, 64
 
 # Full-size logits held at once while masks are made: 32 M float32 are 128 MB (one mask's, if a single one is larger).
 _LOGITS_AT_ONCE = 32 * 1024 * 1024
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedImage:
-    """What a model keeps of an image: everything `Model.predict` needs beside the prompts.
-
-    features: the network's tensors, leading dimension 1; "image_embeddings" (1, D, h, w) for a model that takes
-        prompts, "decoded" (1, rows, anchors) for one that finds objects first.
-    original_size, input_size: (H, W) of the image and of the resized, unpadded input.
-    variant, preprocess, weights_sha256: the model that made it; only the same one can use it.
-    """
-
-    features: dict[str, Tensor]
-    original_size: tuple[int, int]
-    input_size: tuple[int, int]
-    variant: str
-    preprocess: str
-    weights_sha256: str
-
-    def save(self, path: str | Path) -> None:
-        """Write a safetensors file, complete or not at all; every value is kept bit for bit. Raises OutputError."""
-        facts = {
-            "format": _FORMAT,
-            "original_size": json.dumps(self.original_size),
-            "input_size": json.dumps(self.input_size),
-            "variant": self.variant,
-            "preprocess": self.preprocess,
-            "weights_sha256": self.weights_sha256,
-        }
-        write_tensors(path, self.features, facts)
-
-    @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "EncodedImage":
-        """Read a file written by `save`, onto a device ("cpu", "cuda", ...).
-
-        Raises ImageError if the file is missing, damaged or anything else, OptionError if the device is not there.
-        """
-        target = str(_find_device(device))
-        try:
-            with safe_open(path, framework="pt", device=target) as file:
-                facts = file.metadata() or {}
-                features = {name: file.get_tensor(name) for name in file.keys()}
-        except FileNotFoundError as error:
-            raise ImageError(f"There is no encoded image {str(path)!r}.") from error
-        except (OSError, SafetensorError) as error:
-            raise ImageError(
-                f"{str(path)!r} is not a readable encoded image ({error}); encode the image again."
-            ) from error
-        if facts.get("format") != _FORMAT:
-            raise ImageError(
-                f"{str(path)!r} is not an encoded image of this version: its format is {facts.get('format')!r}, "
-                f"expected {_FORMAT!r}; encode the image again."
-            )
-        try:
-            encoded = cls(
-                features=features,
-                original_size=_size(facts["original_size"]),
-                input_size=_size(facts["input_size"]),
-                variant=facts["variant"],
-                preprocess=facts["preprocess"],
-                weights_sha256=facts["weights_sha256"],
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ImageError(
-                f"{str(path)!r} is a damaged encoded image ({error!r}); encode the image again."
-            ) from error
-        if not {"image_embeddings", "decoded"} & set(features) or any(len(tensor) != 1 for tensor in features.values()):
-            raise ImageError(f"{str(path)!r} does not hold the features of one image; encode the image again.")
-        return encoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -209,9 +143,60 @@ class Model:
                 features, encoded.original_size, confidence=confidence, nms_iou=nms_iou, limit=limit
             )
 
+    def everything(
+        self,
+        image: str | Path | bytes | Image.Image | np.ndarray | Tensor | EncodedImage | ImageSource,
+        options: EverythingOptions | None = None,
+        detector: "Model | None" = None,
+        progress: Callable[[float], None] | None = None,
+        store: ImageStore | None = None,
+    ) -> list[MaskRecord]:
+        """All masks of an image, without prompts.
+
+        image: whatever `encode` takes, an encoded image, or a source of windows (`anysam.rasters`) for tiles. options:
+        how; None is what the model's authors use (`anysam.preset` has others). detector: a model that finds boxes, each
+        of which is then a prompt, such as mobilesamv2_object_aware. progress: called with the part done, rising to 1.
+        store: where encoded images are kept and looked up, such as `anysam.EmbeddingStore`.
+
+        Returns records in the published order: by falling predicted IoU within a crop. Raises ImageError for a bad
+        image, OptionError for options that make no sense for the model or the memory.
+        """
+        if options is None:
+            options = preset("default", self.variant)
+        if not isinstance(options, EverythingOptions):
+            raise OptionError(f"options must be anysam.EverythingOptions, got {type(options).__name__}.")
+        source: np.ndarray | EncodedImage | ImageSource
+        if isinstance(image, EncodedImage):
+            self._check_encoded(image)
+            source = image
+        else:
+            source = image if isinstance(image, ImageSource) else read_image(image)
+        encode = None if store is None else partial(store.encode, self)
+        return find_everything(self, source, options, detector=detector, encode=encode, progress=progress)
+
+    def decode_points(self, encoded: EncodedImage, points: np.ndarray, least_iou: float) -> PointMasks:
+        """The several masks of each of many foreground points, at low resolution: everything mode's question.
+
+        points: (P, 2) float64, x y, pixels of the encoded image. least_iou: masks with a predicted IoU up to it are
+        left out, and not even made where the network can tell before; -inf leaves none out. Raises OptionError for an
+        encoding that another model made, or a model without point prompts.
+        """
+        self._check_encoded(encoded)
+        if isinstance(self.network, InstanceModel):
+            raise OptionError(f"{self.variant} is not asked at points of a grid; it finds objects by itself.")
+        features = {name: tensor.to(self.device, self._decoder_dtype) for name, tensor in encoded.features.items()}
+        with torch.inference_mode():
+            return decode_points(self._promptable(), features, encoded, points, least_iou)
+
+    def resize(self, encoded: EncodedImage) -> Resize:
+        """From the logits of `decode_points` to the encoded image's pixels."""
+        return make_resize(self._promptable().preprocess, encoded, self.device)
+
     @torch.inference_mode()
     def _predict(self, encoded: EncodedImage, prompts: list[Prompt], multimask: bool | None) -> list[Prediction]:
         self._check_encoded(encoded)
+        if multimask is not None and not isinstance(multimask, (bool, np.bool_)):
+            raise OptionError(f"multimask must be True, False or None, got {multimask!r}.")
         if not prompts:
             return []
         resolved = []
@@ -410,37 +395,14 @@ def load(
     Raises UnknownModelError, WeightsError, LicenceError, DownloadError, or OptionError for a device or dtype that is
     not there.
     """
-    chosen_dtype = _find_dtype(dtype)
-    chosen_device = _find_device(device)
+    chosen_dtype = find_dtype(dtype)
+    chosen_device = find_device(device)
     name = DEFAULT_VARIANT if name_or_path is None else name_or_path
     if not isinstance(name, (str, Path)):
         raise OptionError(f"A model is given by its name or the path of a weights file, got {type(name).__name__}.")
     network, row, weights_sha256 = load_model(name, variant, progress, allow)
     network = move(fuse(network.eval().requires_grad_(False)), chosen_device, chosen_dtype)
     return Model(row.name, cast(PromptableModel | InstanceModel, network), chosen_device, chosen_dtype, weights_sha256)
-
-
-def _find_dtype(dtype: torch.dtype | str) -> torch.dtype:
-    found = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if found is None or found not in _DTYPES.values():
-        raise OptionError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
-    return found
-
-
-def _find_device(device: str | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        found = torch.device(device)
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        # PyTorch's own sentences here run over many lines; the first says what matters.
-        reason = str(error).splitlines()[0]
-        reason = reason if len(reason) <= 80 else f"{reason[:77]}..."
-        raise OptionError(
-            f"The device {device!r} cannot be used ({reason}); accepted are cpu, cuda, cuda:0, ..."
-        ) from error
-    return found
 
 
 def _join(first: Prediction, second: Prediction) -> Prediction:
@@ -465,10 +427,3 @@ def _batches(queries: list[_Query], at_once: int) -> Iterator[list[int]]:
     for group in groups.values():
         for start in range(0, len(group), at_once):
             yield group[start : start + at_once]
-
-
-def _size(text: str) -> tuple[int, int]:
-    height, width = json.loads(text)
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise ValueError(f"size {text}")
-    return height, width

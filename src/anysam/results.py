@@ -10,6 +10,7 @@ import numpy as np
 from anysam.errors import OptionError
 from anysam.masks import decode_rle, encode_rle, mask_area, mask_to_box
 from anysam.prompts import Prompt
+from anysam.rle import read_rle
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,7 @@ class MaskRecord:
                 "A mask record must have segmentation (COCO RLE), area, box (x0 y0 x1 y1) and predicted_iou, "
                 f"but this one is malformed at {error}."
             ) from error
-        record.to_mask()
+        read_rle(record.segmentation)  # whether it is whole, without the mask itself
         return record
 
 

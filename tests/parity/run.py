@@ -36,6 +36,16 @@ MODULES = {
 # Cases that are no variant of the catalogue: an encoder that was never released, and functions without a network.
 OTHER_CASES = {r"edge_sam_rep_vit_m\d(_nofuse)?": "edge_sam", r"fastsam_functions": "fastsam_functions"}
 
+# Cases that compare by themselves, value by value: the module here whose `check` does it.
+CHECKED_CASES = {r"amg_(functions|end_to_end)": "amg"}
+
+
+def find_check(case_name: str) -> Callable[[Case, Report], None] | None:
+    """What compares a case by itself; None if its arrays are compared here."""
+    variant = case_name.split("__")[0]
+    module = next((name for pattern, name in CHECKED_CASES.items() if re.fullmatch(pattern, variant)), None)
+    return None if module is None else importlib.import_module(module).check
+
 
 def find_arrays(case_name: str) -> Callable[[Case, Path, Report], Arrays] | None:
     """What yields our arrays of a case; None if its variant is unknown here."""
@@ -46,6 +56,19 @@ def find_arrays(case_name: str) -> Callable[[Case, Path, Report], Arrays] | None
         return None
     module = module or MODULES.get(families[variant])
     return run_promptable if module is None else importlib.import_module(module).arrays
+
+
+def run_check(case: Case, check: Callable[[Case, Report], None], report: Report) -> None:
+    """Run a case that compares by itself."""
+    report.cases += 1
+    before = report.compared
+    try:
+        check(case, report)
+    except Exception as error:  # counted as a failure; the other cases still have their say
+        traceback.print_exc()
+        report.line(False, case.folder.name, f"stopped: {type(error).__name__}: {error}")
+    if report.compared == before:
+        report.line(False, case.folder.name, "nothing was compared")
 
 
 def run_case(case: Case, inputs: Path, report: Report) -> None:
@@ -89,7 +112,8 @@ def main() -> int:
     for folder in folders:
         if options.only and folder.name not in options.only:
             continue
-        if find_arrays(folder.name) is None:
+        check = find_check(folder.name)
+        if check is None and find_arrays(folder.name) is None:
             print(f"{'--  ' if options.known_only else 'FAIL'} {folder.name} unknown variant")
             report.failures += not options.known_only
             continue
@@ -98,7 +122,10 @@ def main() -> int:
         except (OSError, ValueError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             report.line(False, folder.name, f"the case cannot be read: {error}")
             continue
-        run_case(case, options.inputs, report)
+        if check is not None:
+            run_check(case, check, report)
+        else:
+            run_case(case, options.inputs, report)
     if not report.compared:
         report.line(False, "parity", "no array was compared")
     print(report.summary())

@@ -38,6 +38,19 @@ class Decoded(NamedTuple):
     extras: dict[str, Tensor] = {}
 
 
+class Kept(NamedTuple):
+    """The masks that a decoder was asked to finish, of P prompts with C candidates each.
+
+    low_res_logits: (K, rows, w), only the masks wanted, prompt by prompt. candidates: (K,) int64, p * C + c of each.
+    iou_predictions: (P, C), of all candidates. extras: as in Decoded, (P, C, ...), of all candidates.
+    """
+
+    low_res_logits: Tensor
+    candidates: Tensor
+    iou_predictions: Tensor
+    extras: dict[str, Tensor] = {}
+
+
 @runtime_checkable
 class PromptableModel(Protocol):
     """What every promptable network offers; `anysam.predictor` needs nothing else of it.
@@ -70,6 +83,28 @@ class PromptableModel(Protocol):
             N is at least 1, corners or one padding come last, padding alone means that the mask is the whole prompt.
         mask_logits: (P, 1, h, w) low-resolution logits of the padded input, or None.
         multimask: True for the masks of an ambiguous prompt, False for the one of a clear prompt.
+        """
+        ...
+
+
+@runtime_checkable
+class KeepingModel(PromptableModel, Protocol):
+    """A PromptableModel that knows the predicted IoU of a mask before it makes the mask, and can leave the mask out."""
+
+    def decode_kept(
+        self,
+        features: dict[str, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        multimask: bool,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """As decode, for many prompts and without mask prompts, but only masks whose predicted IoU is above least_iou.
+
+        features, points, labels, multimask: as in decode. least_iou: exclusive; -inf keeps all. rows: how many rows of
+        the logits are wanted, from the top; what lies below is the padding of the input. Values are those of decode up
+        to rounding.
         """
         ...
 

@@ -20,6 +20,7 @@ What is done differently here, with the same numbers:
 """
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import PromptError, UnknownModelError
-from anysam.models import Decoded, MultimaskDefault
+from anysam.models import Decoded, Kept, MultimaskDefault
 from anysam.models.sam_decoder import PADDING, LayerNorm2d, PositionEmbeddingRandom
 from anysam.preprocess import Preprocess
 
@@ -453,40 +454,64 @@ class MaskDecoder(nn.Module):
 
         Returns low_res_logits (P, C, 4h, 4w) and iou_predictions (P, C); C is 3 if multimask else 1.
         """
+        h, w = image_embeddings.shape[-2:]
+        chosen = self._chosen(multimask)
+        parts = self._attend(image_embeddings, image_pe, sparse_prompt_embeddings, log_counts, chosen)
+        logits, scores = [], []
+        for queries, keys in parts:
+            logits.append(self._weights(queries, chosen) @ self._upscale(keys).mT)  # (p, C, 16hw)
+            scores.append(self.iou_prediction_head(queries[:, 0])[:, chosen])
+        return _in_place(torch.cat(logits), h, w), torch.cat(scores)
+
+    def forward_kept(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        log_counts: Tensor,
+        multimask: bool,
+        least_iou: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As forward, but only the masks whose predicted IoU is above least_iou, and only their prompts upscaled.
+
+        Returns low_res_logits (K, 4h, 4w), candidates (K,) int64, p * C + c of each, and iou_predictions (P, C).
+        """
+        h, w = image_embeddings.shape[-2:]
+        chosen = self._chosen(multimask)
+        parts = self._attend(image_embeddings, image_pe, sparse_prompt_embeddings, log_counts, chosen)
+        logits, scores = [image_embeddings.new_zeros(0, 4 * h, 4 * w)], []
+        for queries, keys in parts:
+            scores.append(self.iou_prediction_head(queries[:, 0])[:, chosen])
+            kept = scores[-1] > least_iou  # (p, C)
+            some = kept.any(dim=1)
+            if bool(some.any()):
+                masks = self._weights(queries[some], chosen) @ self._upscale(keys[some]).mT  # (p', C, 16hw)
+                logits.append(_in_place(masks[kept[some]], h, w))  # (k, 4h, 4w)
+        iou_predictions = torch.cat(scores)
+        return torch.cat(logits), (iou_predictions > least_iou).flatten().nonzero()[:, 0], iou_predictions
+
+    def _attend(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor, log_counts: Tensor, chosen: list[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """The IoU token and the chosen mask tokens (p, 1 + C, D), and the image (p, hw, D), a few prompts at a time."""
         learned = torch.cat([self.iou_token.weight, self.mask_tokens.weight])  # (5, D)
-        prompts = len(sparse_prompt_embeddings)
-        tokens = torch.cat([learned.expand(prompts, -1, -1), sparse_prompt_embeddings], dim=1)  # (P, 5 + N, D)
+        prompts = len(sparse)
+        tokens = torch.cat([learned.expand(prompts, -1, -1), sparse], dim=1)  # (P, 5 + N, D)
         log_counts = functional.pad(log_counts, (len(learned), 0))  # (P, 5 + N)
         image, positions = image_embeddings.flatten(2).mT.contiguous(), image_pe.flatten(2).mT  # (1, hw, D)
         projected = self.transformer.project(image, positions) if prompts > 2 else None
         at_once = _PROMPTS_AT_ONCE_CPU if tokens.device.type == "cpu" else prompts
-        parts = [
-            self._decode(image, positions, projected, *part, multimask)
-            for part in zip(tokens.split(at_once), log_counts.split(at_once), strict=True)
-        ]
-        logits = torch.cat([part[0] for part in parts])  # (P, C, 16hw)
-        h, w = image_embeddings.shape[-2:]
-        # The cells' order is h, w, and twice 2 x 2. In two steps, because a copy of longer rows is quicker.
-        logits = logits.unflatten(2, (h, w, 2, 2, 4)).transpose(3, 4).reshape(-1, 2 * h, 2 * w, 2, 2)
-        logits = logits.transpose(2, 3).reshape(prompts, -1, 4 * h, 4 * w)  # (P, C, 4h, 4w)
-        return logits, torch.cat([part[1] for part in parts])
-
-    def _decode(
-        self,
-        image: Tensor,
-        image_pe: Tensor,
-        projected: Projected | None,
-        tokens: Tensor,
-        log_counts: Tensor,
-        multimask: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """As TwoWayTransformer.forward -> logits of cells (P, C, 16hw), see _upscale, and iou_predictions (P, C)."""
-        chosen = list(range(1, self.num_mask_tokens)) if multimask else [0]
         wanted = [0] + [1 + i for i in chosen]
-        queries, keys = self.transformer(image, image_pe, projected, tokens, log_counts, wanted)
+        for part in zip(tokens.split(at_once), log_counts.split(at_once), strict=True):
+            yield self.transformer(image, positions, projected, *part, wanted)
+
+    def _chosen(self, multimask: bool) -> list[int]:
+        return list(range(1, self.num_mask_tokens)) if multimask else [0]
+
+    def _weights(self, queries: Tensor, chosen: list[int]) -> Tensor:
+        """Of `_attend`'s tokens (p, 1 + C, D) and upscaled cells, the masks are the products: (p, C, D/8)."""
         weights = [self.output_hypernetworks_mlps[i](queries[:, 1 + j]) for j, i in enumerate(chosen)]
-        logits = torch.stack(weights, dim=1) @ self._upscale(keys).mT  # (P, C, 16hw)
-        return logits, self.iou_prediction_head(queries[:, 0])[:, chosen]
+        return torch.stack(weights, dim=1)
 
     def _upscale(self, keys: Tensor) -> Tensor:
         """Cells (P, hw, D) -> finer cells (P, 16hw, D/8), in the order of (h, w, 2, 2, 2, 2): y x y x y x.
@@ -499,6 +524,14 @@ class MaskDecoder(nn.Module):
         x = first[1](x.unflatten(1, (-1, 4)).permute(0, 3, 1, 2))
         x = functional.gelu(x.permute(0, 2, 3, 1).flatten(1, 2))  # (P, 4hw, D/4)
         return functional.gelu(_split_cells(cast(nn.ConvTranspose2d, second[0]), x))  # (P, 16hw, D/8)
+
+
+def _in_place(logits: Tensor, h: int, w: int) -> Tensor:
+    """Logits of cells (..., 16hw), in `_upscale`'s order of h, w, and twice 2 x 2 -> (..., 4h, 4w)."""
+    leading = logits.shape[:-1]
+    # In two steps, because a copy of longer rows is quicker.
+    logits = logits.reshape(-1, h, w, 2, 2, 4).transpose(2, 3).reshape(-1, 2 * h, 2 * w, 2, 2)
+    return logits.transpose(2, 3).reshape(*leading, 4 * h, 4 * w)
 
 
 def _split_cells(layer: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
@@ -541,6 +574,32 @@ class EfficientSam(nn.Module):
         Raises PromptError for more than six points, where a box counts as two.
         """
         assert mask_logits is None, "EfficientSAM has no mask prompts"
+        sparse, log_counts = self._encode_prompts(points, labels)
+        image_pe = self.prompt_encoder.dense_pe()  # (1, D, h, w)
+        return Decoded(*self.mask_decoder(features["image_embeddings"], image_pe, sparse, log_counts, multimask))
+
+    def decode_kept(
+        self,
+        features: dict[str, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        multimask: bool,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """See KeepingModel.decode_kept; points and labels as in decode.
+
+        An image fills the whole input, so rows are cut only at the end, should fewer be wanted.
+        """
+        sparse, log_counts = self._encode_prompts(points, labels)
+        image_pe = self.prompt_encoder.dense_pe()  # (1, D, h, w)
+        logits, candidates, iou_predictions = self.mask_decoder.forward_kept(
+            features["image_embeddings"], image_pe, sparse, log_counts, multimask, least_iou
+        )
+        return Kept(logits[:, :rows], candidates, iou_predictions)
+
+    def _encode_prompts(self, points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Prompts as decode takes them -> what `PromptEncoder.forward` returns."""
         valid = labels != PADDING  # (P, N)
         if labels.shape[1] > MAX_POINTS and bool((count := valid.sum(dim=1).max()) > MAX_POINTS):
             raise PromptError(
@@ -550,9 +609,7 @@ class EfficientSam(nn.Module):
         if not bool(valid[:, -1].any()):
             # Padding counts by what is missing to six tokens; the column itself only costs time.
             points, labels = points[:, :-1], labels[:, :-1]
-        sparse, log_counts = self.prompt_encoder(points, labels)
-        image_pe = self.prompt_encoder.dense_pe()  # (1, D, h, w)
-        return Decoded(*self.mask_decoder(features["image_embeddings"], image_pe, sparse, log_counts, multimask))
+        return self.prompt_encoder(points, labels)
 
 
 def build_efficient_sam(config: EfficientSamConfig, preprocess: Preprocess) -> EfficientSam:

@@ -19,7 +19,7 @@ Where we differ from the published code on purpose:
 - The text helper maps a crop back to its mask as the published utils/tools.py does; the published class miscounts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import cv2
@@ -84,14 +84,32 @@ class FastSam(nn.Module):
 
         confidence: scores must be above it. nms_iou: of two boxes with a higher IoU the lower score goes.
         """
+        lots = self.instance_lots(
+            features, original_size, confidence=confidence, nms_iou=nms_iou, limit=limit, at_once=limit
+        )
+        return next(lots)
+
+    def instance_lots(
+        self,
+        features: dict[str, Tensor],
+        original_size: tuple[int, int],
+        *,
+        confidence: float,
+        nms_iou: float,
+        limit: int = 300,
+        at_once: int,
+    ) -> Iterator[Instances]:
+        """What `instances` returns, `at_once` at a time, so that few masks are held; at least one lot."""
         padded_size = self.preprocess.padded_size(self.preprocess.input_size(original_size))
         found = detect(features["decoded"], padded_size, self.classes, confidence, nms_iou, limit)
         found = replace_whole_image(found, padded_size)
         logits = mask_logits(found.coefficients, features["prototypes"][0])  # (N, h, w)
         boxes = boxes_to_image(found.boxes, padded_size, original_size)
-        masks = image_masks(logits, boxes, original_size)
-        _turn_negative_outside(logits, found.boxes, padded_size)
-        return Instances(boxes, found.scores, masks, logits.cpu().numpy())
+        for start in range(0, max(1, len(boxes)), at_once):
+            part = slice(start, start + at_once)
+            masks = image_masks(logits[part], boxes[part], original_size)
+            _turn_negative_outside(logits[part], found.boxes[part], padded_size)
+            yield Instances(boxes[part], found.scores[part], masks, logits[part].cpu().numpy())
 
     def select(self, instances: Instances, prompt: ResolvedPrompt, multimask: bool) -> Prediction:
         """The instances that a prompt means.

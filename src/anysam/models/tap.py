@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import PromptError, UnknownModelError
-from anysam.models import Decoded, MultimaskDefault
+from anysam.models import Decoded, Kept, MultimaskDefault
 from anysam.models.layers import fuse_conv_bn
 from anysam.models.tap_text import TextConfig, TextDecoder
 from anysam.preprocess import Preprocess
@@ -42,6 +42,9 @@ MASKS = 4  # masks per prompt: token 0 for a box, 1 to 3 for an ambiguous prompt
 
 # The published constant; it moves no point visibly, but costs nothing to keep.
 _PI = 3.1415926
+
+# Prompts of `decode_kept` whose image tokens (4 MB each in float32) are held at once on a CPU.
+_PROMPTS_AT_ONCE_CPU = 3
 
 # Labels of prompt tokens, as in the official point_embed table.
 _TOP_LEFT, _PADDING = 2, 4
@@ -471,19 +474,67 @@ class ImageDecoder(nn.Module):
 
     def forward(self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor) -> Decoded:
         """image_embeddings (1, D, h, w), image_pe (hw, D), sparse (P, N, D) -> all 4 masks; see Tap.decode_all."""
+        tokens, keys = self._attend(image_embeddings, image_pe, sparse)
+        logits = self.upscale(keys).flatten(1, 3) @ self._weights(tokens).mT  # (P, 16hw, 4)
+        logits = self._in_place(logits, image_embeddings.shape[-1])  # (P, 4, 4h, 4w)
+        semantic_tokens = tokens[:, :MASKS]
+        extras = {"semantic_tokens": semantic_tokens, "semantic_embeddings": self.sem_pred(semantic_tokens)}
+        return Decoded(logits, self.iou_pred(tokens[:, MASKS]), extras)
+
+    def forward_kept(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse: Tensor,
+        has_box: Tensor,
+        multimask: bool,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """As forward, for the masks that `choose` takes and of them only those wanted; see KeepingModel.decode_kept.
+
+        has_box: (P,) bool. Only prompts with a wanted mask are upscaled, and of them only the cells above the padding.
+        """
+        w = image_embeddings.shape[-1]
+        cells = -(-rows // 4) * w  # every cell becomes 4 x 4 logits
+        at_once = _PROMPTS_AT_ONCE_CPU if sparse.device.type == "cpu" else max(1, len(sparse))
+        masks, scores, semantic = [image_embeddings.new_zeros(0, rows, 4 * w)], [], []
+        for prompts, boxes in zip(sparse.split(at_once), has_box.split(at_once), strict=True):
+            tokens, keys = self._attend(image_embeddings, image_pe, prompts)
+            iou_predictions = self.iou_pred(tokens[:, MASKS])  # (p, 4)
+            chosen = choose(iou_predictions, boxes, multimask)  # (p, C)
+            one = torch.arange(len(chosen), device=chosen.device)[:, None]  # (p, 1)
+            scores.append(iou_predictions[one, chosen])
+            semantic.append(tokens[one, chosen])
+            kept = scores[-1] > least_iou  # (p, C)
+            some = kept.any(dim=1)
+            if bool(some.any()):
+                weights = self._weights(tokens)[one, chosen][some]  # (p', C, D/8)
+                logits = self.upscale(keys[some, :cells]).flatten(1, 3) @ weights.mT  # (p', 16 cells, C)
+                wanted = logits.mT[kept[some]]  # (k, 16 cells)
+                masks.append(self._in_place(wanted[..., None], w)[:, 0, :rows])  # (k, rows, 4w)
+        all_scores, semantic_tokens = torch.cat(scores), torch.cat(semantic)
+        candidates = (all_scores > least_iou).flatten().nonzero()[:, 0]
+        extras = {"semantic_tokens": semantic_tokens, "semantic_embeddings": self.sem_pred(semantic_tokens)}
+        return Kept(torch.cat(masks), candidates, all_scores, extras)
+
+    def _attend(self, image_embeddings: Tensor, image_pe: Tensor, sparse: Tensor) -> tuple[Tensor, Tensor]:
+        """4 semantic tokens, the IoU token, 4 mask tokens and the prompt's (P, 9 + N, D); and the image (P, hw, D)."""
         learned = torch.cat([self.sem_tokens.weight, self.iou_token.weight, self.mask_tokens.weight])  # (9, D)
         tokens = torch.cat([learned.expand(len(sparse), -1, -1), sparse], dim=1)  # (P, 9 + N, D)
-        h, w = image_embeddings.shape[-2:]
         keys = image_embeddings.flatten(2).transpose(1, 2).contiguous()  # (1, hw, D)
-        tokens, keys = self.transformer(tokens, keys, image_pe)
-        semantic_tokens, iou_token, mask_tokens = tokens[:, :MASKS], tokens[:, MASKS], tokens[:, MASKS + 1 :]
-        weights = [predict(mask_tokens[:, i]) for i, predict in enumerate(self.mask_pred)]  # 4 times (P, D/8)
-        upscaled = self.upscale(keys)  # (P, hw, 4, 4, D/8)
-        logits = upscaled.flatten(1, 3) @ torch.stack(weights, dim=2)  # (P, 16hw, 4)
-        logits = logits.reshape(-1, h, w, 2, 2, 2, 2, MASKS)  # cells, then quarters down and across, then again
-        logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(-1, MASKS, 4 * h, 4 * w)  # (P, 4, 4h, 4w)
-        extras = {"semantic_tokens": semantic_tokens, "semantic_embeddings": self.sem_pred(semantic_tokens)}
-        return Decoded(logits, self.iou_pred(iou_token), extras)
+        return self.transformer(tokens, keys, image_pe)
+
+    def _weights(self, tokens: Tensor) -> Tensor:
+        """Of `_attend`'s tokens and upscaled cells, the masks are the products: (P, 4, D/8)."""
+        weights = [predict(tokens[:, MASKS + 1 + i]) for i, predict in enumerate(self.mask_pred)]
+        return torch.stack(weights, dim=1)
+
+    def _in_place(self, logits: Tensor, w: int) -> Tensor:
+        """Logits of cells (P, 16hw, C), in the order of `upscale` -> (P, C, 4h, 4w)."""
+        logits = logits.reshape(len(logits), -1, w, 2, 2, 2, 2, logits.shape[-1])  # cells, then quarters, then quarters
+        logits = logits.permute(0, 7, 1, 3, 5, 2, 4, 6)  # (P, C, h, 2, 2, w, 2, 2)
+        return logits.flatten(5, 7).flatten(2, 4)  # (P, C, 4h, 4w)
 
     def upscale(self, keys: Tensor) -> Tensor:
         """Image tokens (P, hw, D) -> features of their 4 quarters' quarters (P, hw, 4, 4, D/8).
@@ -543,14 +594,26 @@ class Tap(nn.Module):
             raise PromptError("Tokenize Anything takes no mask prompt; use points or a box.")
         decoded = self.decode_all(features, points, labels)
         iou_predictions = decoded.iou_predictions  # (P, 4)
-        if multimask:
-            chosen = torch.arange(1, MASKS, device=labels.device).expand(len(labels), -1)  # (P, 3)
-        else:
-            has_box = (labels == _TOP_LEFT).any(dim=1)  # (P,)
-            chosen = torch.where(has_box, 0, 1 + iou_predictions[:, 1:].argmax(dim=1))[:, None]  # (P, 1)
+        chosen = choose(iou_predictions, (labels == _TOP_LEFT).any(dim=1), multimask)  # (P, C)
         rows = torch.arange(len(labels), device=labels.device)[:, None]  # (P, 1)
         extras = {name: value[rows, chosen] for name, value in decoded.extras.items()}
         return Decoded(decoded.low_res_logits[rows, chosen], iou_predictions[rows, chosen], extras)
+
+    def decode_kept(
+        self,
+        features: dict[str, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        multimask: bool,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """See KeepingModel.decode_kept; masks and extras as in decode."""
+        embeddings = features["image_embeddings"]  # (1, D, h, w)
+        points, labels = published_order(points, labels)
+        image_pe = self.prompt_encoder.grid(embeddings.shape[-1])  # (hw, D)
+        sparse, has_box = self.prompt_encoder(points, labels), (labels == _TOP_LEFT).any(dim=1)
+        return self.image_decoder.forward_kept(embeddings, image_pe, sparse, has_box, multimask, least_iou, rows)
 
     def decode_all(self, features: dict[str, Tensor], points: Tensor, labels: Tensor) -> Decoded:
         """All 4 masks of each prompt; features, points and labels as in PromptableModel.decode.
@@ -561,6 +624,16 @@ class Tap(nn.Module):
         points, labels = published_order(points, labels)
         image_pe = self.prompt_encoder.grid(embeddings.shape[-1])  # (hw, D)
         return self.image_decoder(embeddings, image_pe, self.prompt_encoder(points, labels))
+
+
+def choose(iou_predictions: Tensor, has_box: Tensor, multimask: bool) -> Tensor:
+    """Which of the 4 masks of each prompt are meant: (P, C) int64; iou_predictions (P, 4), has_box (P,) bool.
+
+    Masks 1 to 3 if multimask. Else one: mask 0 of a prompt with a box, the best of masks 1 to 3 of one without.
+    """
+    if multimask:
+        return torch.arange(1, MASKS, device=iou_predictions.device).expand(len(iou_predictions), -1)  # (P, 3)
+    return torch.where(has_box, 0, 1 + iou_predictions[:, 1:].argmax(dim=1))[:, None]  # (P, 1)
 
 
 def published_order(points: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

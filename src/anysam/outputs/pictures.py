@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from anysam import rle
 from anysam.errors import OptionError
 from anysam.masks import mask_to_box
 from anysam.outputs.files import write_png
@@ -68,7 +69,8 @@ def draw_overlay(
     """Lay masks and prompts on a photograph: (H, W, 3) uint8 RGB -> the same, the input untouched.
 
     Each record is tinted and outlined in its own colour, small masks above large ones; points are drawn as green + and
-    red - discs, boxes, outlines and strokes as thin lines. prompts: by default those of the records.
+    red - discs, boxes, outlines and strokes as thin lines. prompts: by default those of the records,
+    but not the points of a grid nor a detector's boxes.
     Raises OptionError when a record belongs to an image of another size.
     """
     canvas = np.ascontiguousarray(image).copy()
@@ -77,20 +79,34 @@ def draw_overlay(
     for i in order:
         if records[i].size != image.shape[:2]:
             raise OptionError(f"The mask {records[i].size} and the image {image.shape[:2]} differ in size (H, W).")
-        _draw_mask(canvas, records[i].to_mask(), _COLOURS[i % len(_COLOURS)], line)
+        _draw_mask(canvas, records[i], _COLOURS[i % len(_COLOURS)], line)
     if prompts is None:
-        distinct = {json.dumps(record.prompt, sort_keys=True): record.prompt for record in records if record.prompt}
+        given = [record.prompt for record in records if record.prompt and _is_given(record)]
+        distinct = {json.dumps(prompt, sort_keys=True): prompt for prompt in given}
         prompts = [Prompt.from_dict(form) for form in distinct.values()]
     for prompt in prompts:
         _draw_prompt(canvas, prompt, line)
     return canvas
 
 
-def _draw_mask(canvas: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int], line: int) -> None:
-    canvas[mask] = (canvas[mask] * (1 - _FILL) + np.array(colour) * _FILL + 0.5).astype(np.uint8)
+def _draw_mask(canvas: np.ndarray, record: MaskRecord, colour: tuple[int, int, int], line: int) -> None:
+    box = rle.box(record.segmentation)
+    if box is None:
+        return
+    height, width = record.size
+    # With a margin, since what is eroded depends on what lies around; the border of the image is none of the object.
+    x0, y0 = max(box[0] - line, 0), max(box[1] - line, 0)
+    x1, y1 = min(box[2] + line, width), min(box[3] + line, height)
+    mask, part = rle.window(record.segmentation, (x0, y0, x1, y1)), canvas[y0:y1, x0:x1]
+    part[mask] = (part[mask] * (1 - _FILL) + np.array(colour) * _FILL + 0.5).astype(np.uint8)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * line + 1, 2 * line + 1))
     core = cv2.erode(mask.astype(np.uint8), disc)
-    canvas[mask & (core == 0)] = colour  # a band inside the mask: OpenCV's own contours spill over its border
+    part[mask & (core == 0)] = colour  # a band inside the mask: OpenCV's own contours spill over its border
+
+
+def _is_given(record: MaskRecord) -> bool:
+    """Whether somebody pointed at the object; the points of a grid and a detector's boxes would only hide it."""
+    return record.crop_box is None and record.detection_score is None
 
 
 def _draw_prompt(canvas: np.ndarray, prompt: Prompt, line: int) -> None:
