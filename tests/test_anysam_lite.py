@@ -1,9 +1,15 @@
 """The built-in network with random weights: shapes, prompts as maps, and independence of prompts from each other."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from anysam.models.anysam_lite import AnySamLite, build, draw_box, draw_prompts, limit_to_box, sample
+import anysam
+from anysam.models.anysam_lite import AnySamLite, build
+from anysam.models.anysam_lite_decoder import LiteConfig, draw_box, draw_prompts, limit_to_box, sample
 from anysam.preprocess import upscale_logits
 
 CLICK, PADDED_BOX = [[10.0, 20.0], [0.0, 0.0]], [[8.0, 16.0], [40.0, 48.0]]
@@ -130,3 +136,131 @@ def test_a_tiny_box_still_leaves_something():
         limited = limit_to_box(torch.full((1, 1, 96, 128), 9.0), points, torch.tensor([[2, 3]]))
         mask = upscale_logits(limited, AnySamLite.preprocess, (384, 512), (384, 512))[0, 0] > 0
         assert 4 <= mask.sum() <= 64
+
+
+def plainly(network, features, points, labels, multimask=True):
+    """What the decoder's plain form says, in one call: logits (P, C, h, w), limited to boxes, and predicted IoU."""
+    features = {name: value.contiguous(memory_format=torch.channels_last) for name, value in features.items()}
+    logits, ious = network.decoder(features, points, labels, None)
+    chosen = slice(1, None) if multimask else slice(0, 1)
+    return limit_to_box(logits[:, chosen], points, labels), ious[:, chosen]
+
+
+def shaken(config, dtype):
+    """A network whose norms and biases are not the identity, as those of a new one are."""
+    network = AnySamLite(config).to(memory_format=torch.channels_last).eval().requires_grad_(False).to(dtype)
+    for name, parameter in network.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            parameter.add_(torch.randn_like(parameter) * 0.3)
+    return network
+
+
+def between(ious):
+    """A threshold in the middle of the predicted IoUs, in the widest gap nearby: rounding does not decide there."""
+    values = ious.flatten().sort().values
+    nearby = values[len(values) // 3 : len(values) // 3 * 2 + 2]
+    widest = nearby.diff().argmax()
+    return nearby[widest : widest + 2].mean().item()
+
+
+def random_clicks(count, dtype=torch.float32):
+    points = torch.rand(count, 2, 2, dtype=dtype) * torch.tensor([96.0, 64.0])
+    points[0, 0] = torch.tensor([-0.5, -0.5])  # a corner of the image
+    return points, torch.tensor([[1, -1]]).expand(count, 2)
+
+
+def assert_kept(kept, logits, ious, least, rows):
+    wanted = ious > least
+    assert torch.equal(kept.candidates, wanted.flatten().nonzero()[:, 0]) and kept.candidates.dtype == torch.int64
+    torch.testing.assert_close(kept.iou_predictions, ious, rtol=1e-5, atol=1e-5)
+    expected = logits[wanted][:, :rows]
+    assert kept.low_res_logits.shape == expected.shape == (int(wanted.sum()), rows, logits.shape[-1])
+    if len(expected):
+        assert (kept.low_res_logits - expected).abs().max() < 1e-4 * logits.std()
+
+
+@pytest.mark.parametrize("config", [LiteConfig(), LiteConfig(32, 12, 8, 2, 24, 96), LiteConfig(64, 8, 4, 4, 16, 128)])
+def test_kept_masks_of_clicks_are_those_of_the_plain_decoder(config):
+    torch.manual_seed(2)
+    network = shaken(config, torch.float32)
+    features = network.encode_image(torch.randn(1, 3, 64, 96))
+    points, labels = random_clicks(19)  # more than are held at once
+    for multimask in (True, False):
+        logits, ious = plainly(network, features, points, labels, multimask)
+        for least in (-torch.inf, between(ious), ious.max().item() + 1e-3):
+            kept = network.decode_kept(features, points, labels, multimask, least, 16)
+            assert_kept(kept, logits, ious, least, 16)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 7, 8, 9, 15, 16])
+def test_kept_masks_have_the_rows_that_are_wanted(network, features, rows):
+    points, labels = random_clicks(3)
+    logits, ious = plainly(network, features, points, labels)
+    assert_kept(network.decode_kept(features, points, labels, True, -torch.inf, rows), logits, ious, -torch.inf, rows)
+
+
+def test_kept_masks_of_any_prompt_without_a_mask_are_those_of_the_plain_decoder(network, features):
+    boxes = torch.tensor([PADDED_BOX, [[20.0, 10.0], [90.0, 60.0]], [[3.0, 3.0], [5.0, 5.0]]])
+    several = torch.rand(5, 4, 2) * 60
+    for points, labels in [
+        (boxes, torch.tensor([[2, 3]] * 3)),
+        (boxes, torch.tensor([[2, 3], [1, -1], [0, -1]])),
+        (several, torch.tensor([[1, 0, 1, -1], [1, 1, 2, 3], [0, 0, 0, -1], [1, 0, 2, 3], [1, -1, -1, -1]])),
+        (several[:, :1], torch.ones(5, 1).long()),
+        (torch.rand(2, 40, 2) * 60, torch.ones(2, 40).long()),
+    ]:
+        logits, ious = plainly(network, features, points, labels)
+        least = between(ious)
+        assert_kept(network.decode_kept(features, points, labels, True, least, 13), logits, ious, least, 13)
+
+
+def test_kept_masks_in_float64_differ_by_rounding_alone():
+    torch.manual_seed(3)
+    network = shaken(LiteConfig(32, 12, 8, 2, 24, 96), torch.float64)
+    features = network.encode_image(torch.randn(1, 3, 96, 64, dtype=torch.float64))
+    points, labels = random_clicks(5, torch.float64)
+    logits, ious = plainly(network, features, points, labels)
+    kept = network.decode_kept(features, points, labels, True, -torch.inf, 24)
+    torch.testing.assert_close(kept.low_res_logits, logits.flatten(0, 1), rtol=1e-9, atol=1e-10)
+    torch.testing.assert_close(kept.iou_predictions, ious, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_kept_masks_in_half_precision_are_those_of_decode(dtype):
+    torch.manual_seed(4)
+    network = shaken(LiteConfig(32, 12, 8, 2, 24, 96), dtype)
+    features = network.encode_image(torch.randn(1, 3, 64, 96, dtype=dtype))
+    points, labels = random_clicks(5)
+    logits, ious, _ = network.decode(features, points, labels, None, True)
+    least = between(ious.float())
+    kept = network.decode_kept(features, points, labels, True, least, 10)
+    assert torch.equal(kept.low_res_logits, logits[ious > least][:, :10])
+
+
+def test_many_clicks_decoded_at_once_are_those_of_the_plain_decoder_and_leave_the_features_alone(network, features):
+    before = {name: value.clone() for name, value in features.items()}
+    points, labels = random_clicks(6)
+    logits, ious = plainly(network, features, points, labels)
+    decoded = network.decode(features, points, labels, None, True)
+    assert (decoded.low_res_logits - logits).abs().max() < 1e-4 * logits.std()
+    torch.testing.assert_close(decoded.iou_predictions, ious, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(features[name], before[name]) for name in features)
+
+
+def test_kept_masks_of_the_shipped_weights_on_a_photograph():
+    model = anysam.load()
+    photograph = Image.open(Path(__file__).parents[1] / "examples" / "images" / "coffee.png").convert("RGB")
+    features = model.encode(np.asarray(photograph.resize((300, 211)))).features
+    points = torch.rand(6, 2, 2, generator=torch.Generator().manual_seed(5)) * 400
+    labels = torch.tensor([[1, -1]]).expand(6, 2)
+    logits, ious = plainly(model.network, features, points, labels)
+    least, rows = between(ious), logits.shape[2] - 3
+    assert_kept(model.network.decode_kept(features, points, labels, True, least, rows), logits, ious, least, rows)
+
+
+def test_gradients_flow_through_many_clicks():
+    network = AnySamLite(LiteConfig(32, 12, 8, 2, 24, 96))
+    features = network.encode_image(torch.randn(1, 3, 64, 96))
+    points, labels = random_clicks(5)
+    network.decode(features, points, labels, None, True).low_res_logits.sum().backward()
+    assert all(network.decoder.maps8.weight.grad[:, channel].abs().max() > 0 for channel in (0, 1, 4))

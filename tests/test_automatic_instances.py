@@ -9,12 +9,12 @@ from anysam import Prompt
 from anysam.automatic import boxes
 from anysam.automatic.instances import detected_records, find_boxes, instance_records
 from anysam.automatic.options import EverythingOptions
-from anysam.automatic.small_regions import clean_mask
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError
 from anysam.masks import encode_rle, mask_area, mask_to_box
 from anysam.models.yolov8 import Instances
 from anysam.results import Prediction
+from naive_regions import clean_mask
 from tiny_models import tiny_model
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (48, 80, 3), dtype=np.uint8)

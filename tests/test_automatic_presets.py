@@ -134,7 +134,7 @@ def test_presets_of_sam() -> None:
 
 def test_families_with_thresholds_of_their_own() -> None:
     expected = {
-        "anysam_lite": (0.25, 0.7, 100),
+        "anysam_lite": (0.3, 0.0, 100),
         "efficient_sam_vits": (0.7, 0.9, 100),
         "efficientvit_sam_l1": (0.8, 0.85, 100),
         "slimsam_77_uniform": (0.88, 0.9, 100),

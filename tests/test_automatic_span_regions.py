@@ -4,9 +4,9 @@ import cv2
 import numpy as np
 import pytest
 
-from anysam.automatic.small_regions import clean_mask
 from anysam.automatic.span_regions import clean_spans, find_regions
 from anysam.rle import mask_to_runs, runs_to_mask, runs_to_spans, spans_to_runs
+from naive_regions import clean_mask
 
 
 def noise(height: int, width: int, grain: float, seed: int = 0, share: float = 0.5) -> np.ndarray:
@@ -19,9 +19,9 @@ def spans_of(mask: np.ndarray) -> np.ndarray:
     return runs_to_spans(mask_to_runs(mask))
 
 
-def cleaned(mask: np.ndarray, min_area: int) -> np.ndarray:
-    spans = clean_spans(spans_of(mask), mask.shape, min_area)
-    return runs_to_mask(spans_to_runs(spans, mask.size), mask.shape)
+def cleaned(mask: np.ndarray, min_area: int) -> tuple[np.ndarray, bool]:
+    spans, changed = clean_spans(spans_of(mask), mask.shape, min_area)
+    return runs_to_mask(spans_to_runs(spans, mask.size), mask.shape), changed
 
 
 @pytest.mark.parametrize("grain", [0.4, 1, 3])
@@ -51,16 +51,27 @@ def test_a_snake_is_one_region() -> None:
 def test_cleaned_masks_are_the_published_ones(grain: float, share: float, min_area: int) -> None:
     for seed in range(3):
         mask = noise(50, 43, grain, seed, share)
-        np.testing.assert_array_equal(cleaned(mask, min_area), clean_mask(mask, min_area)[0])
+        ours, published = cleaned(mask, min_area), clean_mask(mask, min_area)
+        np.testing.assert_array_equal(ours[0], published[0])
+        assert ours[1] == published[1]
 
 
 def test_cleaning_of_plain_masks() -> None:
-    for mask in (np.zeros((4, 5), dtype=np.bool_), np.ones((4, 5), dtype=np.bool_)):
-        for min_area in (0, 3, 21):
-            np.testing.assert_array_equal(cleaned(mask, min_area), mask)
-    two = np.zeros((5, 5), dtype=np.bool_)
-    two[3:5, 0] = two[0:2, 4] = True  # equal and small; the hole between is not
-    expected = np.zeros_like(two)
-    expected[0:2, 4] = True  # the first by rows, though not by columns
-    np.testing.assert_array_equal(cleaned(two, 3), expected)
-    np.testing.assert_array_equal(cleaned(two, 22), np.ones_like(two))
+    empty, full, two = np.zeros((3, 5, 5), dtype=np.bool_)
+    full[:] = True
+    two[3:5, 0] = two[0:2, 4] = True  # equal and small; what is between them is not
+    first = np.zeros_like(two)
+    first[0:2, 4] = True  # by rows, though not by columns
+    for mask, min_area, expected, changed in (
+        (empty, 3, empty, False),
+        (empty, 26, full, True),  # all of the image is a hole
+        (full, 3, full, False),
+        (full, 26, full, True),  # the largest island stays, but it was a small one
+        (two, 2, two, False),
+        (two, 3, first, True),
+        (two, 22, full, True),
+    ):
+        found = cleaned(mask, min_area)
+        np.testing.assert_array_equal(found[0], expected)
+        assert found[1] == clean_mask(mask, min_area)[1] == changed
+        np.testing.assert_array_equal(clean_mask(mask, min_area)[0], expected)

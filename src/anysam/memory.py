@@ -172,14 +172,13 @@ def plan_grid(
     *,
     on_gpu: bool = False,
     exact_pixels: int,
-    extra: int = 0,
 ) -> GridPlan:
     """Cut a grid's work so that it takes at most `bound` bytes above the loaded model.
 
     size: (H, W) of the image. cells: low-resolution logits of one mask. masks_per_point: candidates of a point.
-    exact_pixels: of an image that is resized as a whole where rounding decides; 0 if it never is. extra: bytes that the
-    options take. The plan has no influence on the masks. Raises OptionError for a bound that is too small for a single
-    point, naming the least that is needed.
+    exact_pixels: of an image that is resized as a whole where rounding decides; 0 if it never is. The plan has no
+    influence on the masks. Raises OptionError for a bound that is too small for a single point, naming the least that
+    is needed.
     """
     height, width = size
     logits = 4 * cells
@@ -189,7 +188,7 @@ def plan_grid(
     exact = 8 * exact_pixels + 6 * exact_pixels
     # Columns of cells at the image's full height, thrice, and a few blocks.
     lines = 12 * height * min(width, 1024) + 4 * MEGABYTE
-    answering = working.decode + max(exact, lines) + extra
+    answering = working.decode + max(exact, lines)
     least = max(working.encode, answering + point + _LEAST_KEPT)
     if bound < least:
         raise OptionError(

@@ -24,7 +24,7 @@ from anysam.automatic.filters import greedy_nms, inclusive_box, near_crop_edge, 
 from anysam.automatic.grid_mode import grid_records
 from anysam.automatic.interface import PointMasks, Resize
 from anysam.automatic.options import EverythingOptions
-from anysam.automatic.small_regions import remove_small_regions
+from anysam.automatic.span_regions import without_holes, without_islands
 from anysam.compat.segment_anything import SamAutomaticMaskGenerator
 from anysam.compat.segment_anything.transforms import ResizeLongestSide
 from anysam.masks import decode_rle, encode_rle
@@ -152,7 +152,9 @@ def rle_values(facts: list[dict[str, Any]], stored: Stored) -> Values:
 def small_region_values(facts: list[dict[str, Any]], stored: Stored) -> Values:
     for each in facts:
         mask = stored["small_regions/masks"][each["mask"]]
-        ours, changed = remove_small_regions(mask, each["area_thresh"], each["mode"])
+        clean = {"holes": without_holes, "islands": without_islands}[each["mode"]]
+        spans, changed = clean(rle.runs_to_spans(rle.mask_to_runs(mask)), mask.shape, each["area_thresh"])
+        ours = rle.runs_to_mask(rle.spans_to_runs(spans, mask.size), mask.shape)
         yield f"{each['output_packbits']} changed", changed, each["changed"]
         yield f"{each['output_packbits']} area", np.count_nonzero(ours), each["area"]
         yield each["output_packbits"], np.packbits(ours), stored[each["output_packbits"]]

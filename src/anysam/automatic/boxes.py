@@ -145,7 +145,7 @@ def record_of(
     spans = rle.runs_to_spans(rle.mask_to_runs(inside))
     if part is not None:
         spans = rle.place_spans(spans, (y1 - y0, x1 - x0), (x0, y0), size)
-    spans = clean_spans(spans, size, min_region_area)
+    spans = clean_spans(spans, size, min_region_area)[0]
     left, top, right, bottom = rle.spans_to_box(spans, size[0]) or (0, 0, 0, 0)
     return MaskRecord(
         segmentation=rle.write_rle(rle.spans_to_runs(spans, mask.size), size),

@@ -79,7 +79,7 @@ class Candidates:
             return []
         boxes = np.array([candidate.box for candidate in self.waiting])  # (N, 4)
         scores = np.array([candidate.score for candidate in self.waiting], dtype=np.float32)  # (N,)
-        lot = 1 if frame.device.type == "cpu" else GPU_LOT
+        lot = GPU_LOT if frame.whole else 1
         kept = greedy_nms(boxes, scores, iou_threshold, lambda which: self._stable(which.tolist(), frame), lot)
         return [self._finished(self.waiting[i], frame) for i in kept.tolist()]
 
@@ -98,7 +98,7 @@ class Candidates:
         """Finish candidates, those with the lowest scores first, until half of the budget is free."""
         order = np.argsort([candidate.score for candidate in self.waiting], kind="stable")
         dropped = set()
-        lot = 1 if frame.device.type == "cpu" else GPU_LOT
+        lot = GPU_LOT if frame.whole else 1
         open_ = [i for i in order.tolist() if self.waiting[i].done is None]
         for start in range(0, len(open_), lot):
             if self.nbytes <= self.budget // 2:

@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from anysam.automatic.boxes import PromptModel
-from anysam.automatic.grid_mode import Progress, grid_records
+from anysam.automatic.grid_mode import USUAL_MEMORY, Progress, grid_records
 from anysam.automatic.instances import FindingModel, detected_records, instance_records
-from anysam.automatic.interface import GridModel, PointMasks, Resize
+from anysam.automatic.interface import GridModel, MeasuredModel, PointMasks, Resize
 from anysam.automatic.options import EverythingOptions
 from anysam.automatic.refine import refine
 from anysam.automatic.tiles import tiled_records
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError
+from anysam.memory import WorkingMemory
 from anysam.models import InstanceModel
 from anysam.rasters import ArraySource, ImageSource
 from anysam.results import MaskRecord
@@ -58,6 +59,9 @@ class _Gridded:
 
     def resize(self, encoded: EncodedImage) -> Resize:
         return self.model.resize(encoded)
+
+    def working_memory(self) -> WorkingMemory:
+        return self.model.working_memory() if isinstance(self.model, MeasuredModel) else USUAL_MEMORY
 
 
 def find_everything(

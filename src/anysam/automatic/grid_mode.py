@@ -12,18 +12,19 @@ import numpy as np
 import torch
 
 from anysam.automatic.candidates import Candidates, CropMask
-from anysam.automatic.filters import greedy_nms, inclusive_box
+from anysam.automatic.filters import greedy_nms
 from anysam.automatic.grids import Box, chosen_grids, crop_boxes, in_image
 from anysam.automatic.interface import GridModel, MeasuredModel, PointMasks, Resize
+from anysam.automatic.levels import keep_levels
 from anysam.automatic.options import EverythingOptions
 from anysam.automatic.regions import EXACT_PIXELS, Frame
-from anysam.automatic.small_regions import clean_mask
+from anysam.automatic.span_regions import clean_spans
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError
-from anysam.masks import decode_rle, encode_rle, mask_area
 from anysam.memory import MEGABYTE, GridPlan, WorkingMemory, memory_bound, plan_grid
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
+from anysam.rle import read_rle, runs_to_spans, spans_area, spans_to_box, spans_to_runs, write_rle
 
 Progress = Callable[[float], None]
 
@@ -31,7 +32,7 @@ _DECODING = 0.98  # the part of the progress that is told while points are asked
 
 
 # What a model takes that does not tell: SAM's decoder, a few prompts at a time, and a small encoder.
-_USUAL = WorkingMemory(encode=128 * MEGABYTE, decode=48 * MEGABYTE, point=256 * 1024)
+USUAL_MEMORY = WorkingMemory(encode=128 * MEGABYTE, decode=112 * MEGABYTE, point=256 * 1024)
 _USUAL_MASKS = 4  # candidates of a point
 
 
@@ -78,7 +79,10 @@ def _crop_masks(
     least_iou = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     frame = None
     at_once = options.points_per_batch or plan.points_at_once
-    for part, answer in _decoded(model, encoded, points, least_iou, at_once):
+    asked = -math.inf if options.levels else least_iou  # levels are told apart among all masks of a point
+    for part, answer in _decoded(model, encoded, points, asked, at_once):
+        if options.levels:
+            answer = keep_levels(answer, options.levels, least_iou)
         if len(answer.candidates):
             frame = frame or Frame.of(resize, answer.low_res_logits, options.stability_score_offset, plan.masks_at_once)
             owners = (answer.candidates // answer.iou_predictions.shape[1]).cpu().numpy()  # (K,)
@@ -94,7 +98,7 @@ def _prepare(
     """A crop encoded, and how the work on it is cut. Raises OptionError when there is too little memory for it."""
     x0, y0, x1, y1 = box
     height, width = image.shape[:2]
-    working = model.working_memory() if isinstance(model, MeasuredModel) else _USUAL
+    working = model.working_memory() if isinstance(model, MeasuredModel) else USUAL_MEMORY
     # Copies of the image on its way into the network.
     working = replace(working, encode=working.encode + 6 * height * width)
     # Asked before as well as after the encoding, because only the encoded image tells the other sizes and the device.
@@ -111,12 +115,8 @@ def _prepare(
         exact = pixels if pixels <= EXACT_PIXELS else 0
     if device.type == "cuda" and options.max_memory is None:
         bound = memory_bound(None, device)
-    # Components of a mask are found in the whole image.
-    extra = 8 * height * width if options.min_mask_region_area > 0 else 0
     on_gpu = device.type != "cpu"
-    plan = plan_grid(
-        bound, (height, width), cells, _USUAL_MASKS, working, on_gpu=on_gpu, exact_pixels=exact, extra=extra
-    )
+    plan = plan_grid(bound, (height, width), cells, _USUAL_MASKS, working, on_gpu=on_gpu, exact_pixels=exact)
     return encoded, resize, plan
 
 
@@ -154,10 +154,13 @@ def _without_small_regions(masks: list[CropMask], options: EverythingOptions) ->
     """Masks without small holes and islands, and without those that became duplicates; unchanged ones come first."""
     cleaned, scores = [], []
     for mask in masks:
-        shape, changed = clean_mask(decode_rle(mask.segmentation), options.min_mask_region_area)
+        runs, size = read_rle(mask.segmentation)
+        spans, changed = clean_spans(runs_to_spans(runs), size, options.min_mask_region_area)
         scores.append(0.0 if changed else 1.0)
         if changed:
-            mask = replace(mask, segmentation=encode_rle(shape), area=mask_area(shape), box=inclusive_box(shape))
+            x0, y0, x1, y1 = spans_to_box(spans, size[0]) or (0, 0, 1, 1)
+            segmentation = write_rle(spans_to_runs(spans, size[0] * size[1]), size)
+            mask = replace(mask, segmentation=segmentation, area=spans_area(spans), box=(x0, y0, x1 - 1, y1 - 1))
         cleaned.append(mask)
     boxes = np.array([mask.box for mask in cleaned]).reshape(-1, 4)  # (N, 4)
     threshold = max(options.box_nms_thresh, options.crop_nms_thresh)

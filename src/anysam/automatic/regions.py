@@ -53,7 +53,8 @@ class _Axis:
 class Frame:
     """How the logits (h, w) of one crop become its pixels, and what counts in them.
 
-    offset: of the stability score, so that pixels up to -offset do not matter. device: of the logits.
+    offset: of the stability score, so that pixels up to -offset do not matter. device: of the logits. whole: masks are
+    resized as published and as a whole, at_once together, which a GPU does faster than parts of them one by one.
     """
 
     resize: Resize
@@ -65,6 +66,7 @@ class Frame:
     rounding: float
     axes: tuple[_Axis, _Axis]
     at_once: int
+    whole: bool
 
     @classmethod
     def of(cls, resize: Resize, logits: Tensor, offset: float, at_once: int) -> "Frame":
@@ -83,6 +85,7 @@ class Frame:
             rounding=0.0 if same else ROUNDING,
             axes=(_Axis.of(rows), _Axis.of(columns)),
             at_once=at_once,
+            whole=logits.device.type != "cpu",
         )
 
     @property
@@ -99,7 +102,7 @@ class Frame:
 def stability_scores(regions: Sequence[Region], frame: Frame) -> np.ndarray:
     """The published stability of each mask: (K,) float32."""
     levels = frame.offset, -frame.offset
-    if frame.device.type != "cpu":
+    if frame.whole:
         counts = np.concatenate([_exact_counts(lot, frame, levels) for lot in _lots(regions, frame.at_once)])
     else:
         counts = np.array([_counts(region, frame, levels) for region in regions])
@@ -110,7 +113,7 @@ def stability_scores(regions: Sequence[Region], frame: Frame) -> np.ndarray:
 def region_spans(region: Region, frame: Frame) -> np.ndarray:
     """The mask as spans (M, 2) int64 of the crop's pixels counted column by column, see `anysam.rle`."""
     x0, y0, x1, y1 = region.pixels
-    if frame.device.type != "cpu":
+    if frame.whole:
         return _exact_spans(region, frame)
     spans = []
     for start, values, limit in _blocks(region, frame):

@@ -8,29 +8,43 @@ import numpy as np
 from anysam import rle
 
 
-def clean_spans(spans: np.ndarray, size: tuple[int, int], min_area: int) -> np.ndarray:
-    """A mask's spans (N, 2) without holes, then without islands, of fewer than min_area pixels: (M, 2).
+def clean_spans(spans: np.ndarray, size: tuple[int, int], min_area: int) -> tuple[np.ndarray, bool]:
+    """A mask's spans (N, 2) without holes, then without islands, of fewer than min_area pixels, and if there were any.
 
-    As published (`small_regions.clean_mask`): a hole may lie at the image's edge, and of islands that are all small the
-    largest stays, of equal ones the first by rows.
+    size: (H, W). As published: facebookresearch/segment-anything@dca509f, remove_small_regions.
     """
-    if min_area <= 1 or not len(spans):
-        return spans
+    filled, had_holes = without_holes(spans, size, min_area)
+    cleaned, had_islands = without_islands(filled, size, min_area)
+    return cleaned, had_holes or had_islands
+
+
+def without_holes(spans: np.ndarray, size: tuple[int, int], min_area: int) -> tuple[np.ndarray, bool]:
+    """See clean_spans. A hole may lie at the image's edge, and be all that is outside of the mask."""
     pixels = size[0] * size[1]
     edges = np.concatenate(([0], spans.reshape(-1), [pixels])).reshape(-1, 2)  # between the spans
     outside = edges[edges[:, 0] < edges[:, 1]]
-    if len(outside):
-        pieces, regions, areas = find_regions(outside, size[0])
-        spans = join(np.concatenate([spans, pieces[areas[regions] < min_area]]))
+    if min_area <= 1 or not len(outside):
+        return spans, False
+    pieces, regions, areas = find_regions(outside, size[0])
+    small = areas[regions] < min_area
+    if not small.any():
+        return spans, False
+    return join(np.concatenate([spans, pieces[small]])), True
+
+
+def without_islands(spans: np.ndarray, size: tuple[int, int], min_area: int) -> tuple[np.ndarray, bool]:
+    """See clean_spans. Of islands that are all small the largest stays, of equal ones the first by rows."""
+    if min_area <= 1 or not len(spans):
+        return spans, False
     pieces, regions, areas = find_regions(spans, size[0])
     stays = areas >= min_area
     if stays.all():
-        return spans
+        return spans, False
     if not stays.any():
         columns, rows = np.divmod(pieces[:, 0], size[0])
         first = np.lexsort((columns, rows, -areas[regions]))[0]
         stays[regions[first]] = True
-    return join(pieces[stays[regions]])
+    return join(pieces[stays[regions]]), True
 
 
 def without_small(spans: np.ndarray, height: int, least: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small holes and islands of masks, as published.
+"""Small holes and islands of masks by OpenCV, as published: what the spans of the package are compared with.
 
 Source: facebookresearch/segment-anything@dca509f, segment_anything/utils/amg.py (Apache-2.0), written anew.
 """
