@@ -8,7 +8,7 @@ PIP := $(PY) -m pip --disable-pip-version-check install --quiet
 help:  ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-demo: .venv/run.done  ## segment a photograph by a point and by a box; writes out/demo
+demo: .venv/run.done  ## segment a photograph by a point, a box and altogether; writes out/demo
 	$(PY) examples/demo.py --out out/demo
 
 test: .venv/test.done  ## run all tests

@@ -1,4 +1,4 @@
-"""Segment a photograph by a point and by a box with the built-in model. Needs no network.
+"""Segment a photograph by a point, by a box and altogether with the built-in model. Needs no network.
 
 python examples/demo.py [--image FILE] [--out DIR]
 """
@@ -20,7 +20,7 @@ PROMPTS = {
 
 
 def main() -> None:
-    """Encode the photograph once, answer two prompts, show what came out."""
+    """Encode the photograph once, answer two prompts and find everything, show what came out."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=PHOTO, help="another photograph of at least 302x385 pixels")
     parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for the results")
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def segment(photo: Path, out: Path) -> None:
-    """Print a table of what each prompt gave and write an overlay, cut-outs and COCO JSON."""
+    """Print a table of what each prompt gave and write overlays, cut-outs and COCO JSON."""
     model = anysam.load()
     image = anysam.read_image(photo)  # (H, W, 3) uint8
     start = time.perf_counter()
@@ -51,8 +51,14 @@ def segment(photo: Path, out: Path) -> None:
         records.append(record)
         print(f"{name:<22}{record.predicted_iou:>14.2f}{record.area:>15,}{seconds:>9.2f}")
 
+    start = time.perf_counter()
+    everything = model.everything(encoded)
+    found = f"{len(everything)} masks"
+    print(f"{'(everything)':<22}{found:>14}{'':>15}{time.perf_counter() - start:>9.2f}")
+
     print("\nwritten:")
-    for path in write_outputs(photo, image, records, out, ("overlay", "cutout", "coco")):
+    paths = write_outputs(photo, image, records, out, ("overlay", "cutout", "coco"))
+    for path in paths + write_outputs(photo, image, everything, out, ("overlay",), f"{photo.stem}_everything"):
         print(f"  {path}")
 
 
