@@ -9,10 +9,10 @@ from anysam import Prompt
 from anysam.automatic import boxes as module
 from anysam.automatic.boxes import box_records, masks_at_once, point_records, prompt_records, record_of
 from anysam.automatic.options import EverythingOptions
-from anysam.automatic.small_regions import clean_mask
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError, PromptError
 from anysam.results import MaskRecord, Prediction
+from naive_regions import clean_mask
 from tiny_models import tiny_model
 
 OPTIONS = EverythingOptions()

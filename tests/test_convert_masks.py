@@ -7,8 +7,9 @@ import pytest
 from PIL import Image
 
 from anysam.cli import main
+from anysam.commands import options
 from anysam.images import image_size
-from anysam.outputs import ImageResult, read_masks, write_coco_json
+from anysam.outputs import FORMATS, READABLE, ImageResult, read_masks, write_coco_json
 from anysam.results import MaskRecord
 
 SIZE = (40, 60)
@@ -115,3 +116,7 @@ def test_the_size_of_an_image_is_that_of_the_upright_one(tmp_path):
     image.save(tmp_path / "plain.jpg")
     assert image_size(tmp_path / "turned.jpg") == (60, 40)
     assert image_size(tmp_path / "plain.jpg") == (40, 60)
+
+
+def test_the_help_names_the_formats_there_are():
+    assert options.FORMATS == FORMATS and set(options.READABLE) == set(READABLE)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from anysam.commands.options import READABLE
 from anysam.errors import OptionError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _ENDINGS = (
     (".png", "labels"),
 )
 _OF_MANY = ("coco", "coco-polygons")
-_READ = "png, coco, coco-polygons, yolo, labelme, labels, geojson, npz, sa1b, json"
+_READ = ", ".join(READABLE)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Convert everything. Raises AnySamError when a file cannot be read or written."""
-    from anysam.outputs import READABLE, read_masks
+    from anysam.outputs import read_masks
 
     for given in (arguments.source_format, arguments.target_format):
         if given is not None and given not in READABLE:

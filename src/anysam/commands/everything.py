@@ -46,7 +46,7 @@ from anysam.commands.finding import Finder, find, found_words, open_picture
 from anysam.commands.image_runs import JsonDocument, StopError, print_failures, print_paths, run_all
 from anysam.commands.interrupts import interrupts_deferred, sigterm_interrupts
 from anysam.commands.model_options import add_model_options, load_model, model_facts, pixel_limit
-from anysam.commands.options import add_cache, open_cache
+from anysam.commands.options import FORMATS, add_cache, open_cache
 from anysam.commands.progress import ImageProgress, work_progress
 from anysam.commands.prompt_files import ImagePrompts, PromptFile, read_prompts, unknown_words
 from anysam.commands.resume import assign_stems, image_facts, publish, remove_abandoned, staging, verify
@@ -59,7 +59,6 @@ if TYPE_CHECKING:
     from anysam.store import EmbeddingStore
 
 _DEFAULT_OUT, _DEFAULT_FORMATS = "out", "overlay,coco"
-_FORMATS = "png, overlay, cutout, coco, coco-polygons, yolo, labelme, labels, geojson, npz, sa1b, json"
 _DRAWN = {"overlay", "cutout"}  # formats that need the whole photograph
 # Options that change no mask, so that work may go on with others.
 _WITHOUT_EFFECT = ("points_per_batch", "point_grids", "max_memory")
@@ -85,7 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--out", metavar="DIR", help=f"folder for the results, made if missing (default: {_DEFAULT_OUT})"
     )
-    results.add_argument("--format", metavar="LIST", help=f"of {_FORMATS}, with commas (default: {_DEFAULT_FORMATS})")
+    results.add_argument(
+        "--format", metavar="LIST", help=f"of {', '.join(FORMATS)}, with commas (default: {_DEFAULT_FORMATS})"
+    )
     results.add_argument(
         "--resume", action="store_true", help="go on: skip the images that are finished, after checking their files"
     )

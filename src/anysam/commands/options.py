@@ -8,6 +8,14 @@ if TYPE_CHECKING:
     from anysam.store import EmbeddingStore
 
 
+# Those of anysam.outputs, which --help must not import.
+FORMATS = (
+    *("png", "overlay", "cutout", "coco", "coco-polygons", "yolo", "labelme", "labels", "geojson", "npz", "sa1b"),
+    "json",
+)
+READABLE = tuple(name for name in FORMATS if name not in ("overlay", "cutout"))
+
+
 def add_allow(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declare --allow, for `anysam.licences.allowed_licences`."""
     parser.add_argument(

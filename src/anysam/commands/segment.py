@@ -23,18 +23,20 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysam import __version__
-from anysam.commands.options import add_allow, add_cache, open_cache
-from anysam.commands.progress import download_progress, image_progress
+from anysam.commands.model_options import add_model_options, load_model, model_facts, pixel_limit
+from anysam.commands.options import FORMATS, add_cache, open_cache
+from anysam.commands.progress import image_progress
 from anysam.errors import AnySamError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from anysam.outputs import Loss
     from anysam.predictor import Model
     from anysam.prompts import Prompt
     from anysam.results import MaskRecord
@@ -82,17 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="one object by several hints: point=, box=, mask=, polygon=, scribble=; repeatable",
     )
     how = parser.add_argument_group("how")
-    how.add_argument(
-        "--model", metavar="NAME|FILE", help="a model of `anysam models`, or a weights file (default: the built-in one)"
-    )
-    how.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    how.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="number format (default: %(default)s)",
-    )
-    add_allow(how)
+    add_model_options(how)
     masks = how.add_mutually_exclusive_group()
     masks.add_argument(
         "--multimask",
@@ -110,9 +102,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask the model for one mask only, even for a lone point",
     )
     add_cache(how)
-    how.add_argument(
-        "--max-pixels", type=int, metavar="N", help="refuse images of more pixels than this (default: 178,956,970)"
-    )
     results = parser.add_argument_group("results")
     results.add_argument(
         "--out", metavar="DIR", help=f"folder for the results, made if missing (default: {_DEFAULT_OUT})"
@@ -120,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     results.add_argument(
         "--format",
         metavar="LIST",
-        help=f"of png, overlay, cutout, coco, json, with commas (default: {_DEFAULT_FORMATS})",
+        help=f"of {', '.join(FORMATS)}, with commas (default: {_DEFAULT_FORMATS})",
     )
     results.add_argument(
         "--json",
@@ -143,13 +132,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Done:
-    """One image's result. masks: the number of its object and its record, for each mask. seconds: for each stage."""
+    """One image's result. masks: the number of its object and its record, for each mask. seconds: for each stage.
+    losses: what the formats could not hold.
+    """
 
     image: Path
     size: tuple[int, int]
     masks: tuple[tuple[int, "MaskRecord"], ...]
     seconds: dict[str, float]
     files: tuple[Path, ...]
+    losses: tuple["Loss", ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; the masks are `MaskRecord.to_dict` with the number of the object they belong to, from 0."""
@@ -159,13 +151,15 @@ class Done:
             "masks": [{"object": number, **record.to_dict()} for number, record in self.masks],
             "seconds": {stage: round(spent, 4) for stage, spent in self.seconds.items()},
             "files": [str(file) for file in self.files],
+            "losses": [asdict(loss) for loss in self.losses],
         }
 
     def summary(self) -> str:
         """One line for people."""
         shown = [f"{record.area:,} pixels, predicted IoU {record.predicted_iou:.2f}" for _, record in self.masks[:3]]
         more = [f"{len(self.masks) - 3} more masks"] if len(self.masks) > 3 else []
-        return f"{self.image}: {'; '.join(shown + more)} ({sum(self.seconds.values()):.2f} s)"
+        said = f"{self.image}: {'; '.join(shown + more)} ({sum(self.seconds.values()):.2f} s)"
+        return "; ".join([said, *map(str, self.losses)])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -192,14 +186,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _plan(arguments: argparse.Namespace) -> Task:
     """Check everything that can be checked before an image is opened."""
     from anysam.commands.hints import Hints, prompts_from_hints
-    from anysam.images import MAX_PIXELS
     from anysam.licences import allowed_licences
     from anysam.outputs import check_formats, make_folder
 
     allowed_licences(arguments.allow)
-    max_pixels: int = MAX_PIXELS if arguments.max_pixels is None else arguments.max_pixels
-    if max_pixels < 1:
-        raise OptionError(f"--max-pixels must be at least 1, got {max_pixels}.")
+    max_pixels = pixel_limit(arguments)
     formats = tuple(word.strip() for word in (arguments.format or _DEFAULT_FORMATS).split(",") if word.strip())
     check_formats(formats)
     if not formats:
@@ -219,19 +210,8 @@ def _plan(arguments: argparse.Namespace) -> Task:
 
 def _load(arguments: argparse.Namespace, models: list["Model"]) -> "Model":
     """The model, loaded at the first call."""
-    from anysam import predictor
-
     if not models:
-        with download_progress(arguments.model or "") as progress:
-            models.append(
-                predictor.load(
-                    arguments.model,
-                    device=arguments.device,
-                    dtype=arguments.dtype,
-                    progress=progress,
-                    allow=arguments.allow,
-                )
-            )
+        models.append(load_model(arguments, arguments.model))
     return models[0]
 
 
@@ -293,8 +273,9 @@ def _segment(model: "Model", image: Path, pixels: "np.ndarray", stem: str, task:
             record = MaskRecord.from_mask(prediction.masks[i], float(prediction.iou_predictions[i]), prompt)
             masks.append((number, record))
     records = [record for _, record in masks]
-    files = [] if task.out is None else write_outputs(image, pixels, records, task.out, task.formats, stem)
-    return Done(image, encoded.original_size, tuple(masks), seconds, tuple(files))
+    losses: list[Loss] = []
+    files = [] if task.out is None else write_outputs(image, pixels, records, task.out, task.formats, stem, losses)
+    return Done(image, encoded.original_size, tuple(masks), seconds, tuple(files), tuple(losses))
 
 
 def _report(as_json: bool, models: list["Model"], done: list[Done], failed: list[tuple[Path, AnySamError]]) -> None:
@@ -302,14 +283,7 @@ def _report(as_json: bool, models: list["Model"], done: list[Done], failed: list
     if as_json:
         document = {
             "anysam": __version__,
-            "model": {
-                "name": models[0].variant,
-                "weights_sha256": models[0].weights_sha256,
-                "device": str(models[0].device),
-                "dtype": str(models[0].dtype).removeprefix("torch."),
-            }
-            if models
-            else None,
+            "model": model_facts(models[0]) if models else None,
             "images": [each.to_dict() for each in done],
             "failed": [{"image": str(image), "error": str(error)} for image, error in failed],
         }
