@@ -44,7 +44,8 @@ def test_python_code_runs(monkeypatch, capsys):
     for code in blocks("python"):
         exec(compile(code, "README.md", "exec"), names)
     assert names["mask"].shape == (400, 600) and names["mask"].any()
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    assert len(names["records"]) > 10
 
 
 @pytest.mark.parametrize("words", command_lines(), ids=" ".join)
@@ -87,6 +88,7 @@ def test_an_outdated_document_is_noticed(tmp_path):
     shutil.copy(ROOT / "docs" / "generate.py", tmp_path / "docs")
     (tmp_path / "README.md").write_text(README.replace("`sam_vit_h`", "`sam_vit_x`"), encoding="utf-8")
     (tmp_path / "docs" / "cli.md").write_text("old", encoding="utf-8")
+    shutil.copy(ROOT / "docs" / "formats.md", tmp_path / "docs")
     command = [sys.executable, tmp_path / "docs" / "generate.py"]
     assert subprocess.run([*command, "--check"], capture_output=True).returncode == 1
     assert (tmp_path / "docs" / "cli.md").read_text(encoding="utf-8") == "old"

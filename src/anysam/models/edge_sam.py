@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import OptionError, UnknownModelError
-from anysam.models import Decoded, MultimaskDefault
+from anysam.models import Decoded, Kept, MultimaskDefault
 from anysam.models.layers import fuse, fuse_conv_bn
+from anysam.models.low_rank_decoder import decode_kept
 from anysam.models.sam import PREPROCESS
 from anysam.models.sam_decoder import PADDING, LayerNorm2d, MaskDecoder, PromptEncoder
 from anysam.models.winograd import faster
@@ -325,6 +326,22 @@ class EdgeSam(nn.Module):
         """See PromptableModel.decode: low_res_logits (P, C, 4h, 4w) and iou_predictions (P, C), C 3 or 1."""
         return self.decode_masks(features, points, labels, mask_logits, 3 if multimask else 1, False)
 
+    def decode_kept(
+        self,
+        features: dict[str, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        multimask: bool,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """See KeepingModel.decode_kept."""
+        image_pe, sparse, dense = self._encode_prompts(points, labels, None)
+        tokens = _TOKENS[3 if multimask else 1]
+        return decode_kept(
+            self.mask_decoder, features["image_embeddings"], image_pe, sparse, dense, tokens, least_iou, rows
+        )
+
     def decode_masks(
         self,
         features: dict[str, Tensor],
@@ -342,14 +359,19 @@ class EdgeSam(nn.Module):
         """
         if num_masks not in _TOKENS:
             raise OptionError(f"EdgeSAM gives 1, 3 or 4 masks of a prompt, not {num_masks!r}.")
-        if labels.shape[1] == 1 and bool((labels == PADDING).all()):
-            # Neither points nor boxes: the published predictor then gives no prompt tokens at all.
-            points, labels = points[:, :0], labels[:, :0]
-        sparse, dense = self.prompt_encoder(points, labels, mask_logits)  # (P, N, D), (1 or P, D, h, w)
-        image_pe = self.prompt_encoder.dense_pe()  # (1, D, h, w)
+        image_pe, sparse, dense = self._encode_prompts(points, labels, mask_logits)
         tokens = _TOKENS[num_masks]
         logits, ious = self.mask_decoder.forward_all(features["image_embeddings"], image_pe, sparse, dense, tokens)
         return Decoded(logits, stability_score(logits) if stability_scores else ious[:, tokens])
+
+    def _encode_prompts(
+        self, points: Tensor, labels: Tensor, mask_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """image_pe (1, D, h, w), sparse (P, N, D) and dense (1 or P, D, h, w) prompt embeddings."""
+        if labels.shape[1] == 1 and bool((labels == PADDING).all()):
+            # Neither points nor boxes: the published predictor then gives no prompt tokens at all.
+            points, labels = points[:, :0], labels[:, :0]
+        return self.prompt_encoder.dense_pe(), *self.prompt_encoder(points, labels, mask_logits)
 
 
 def stability_score(low_res_logits: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.errors import UnknownModelError
-from anysam.models import Decoded, MultimaskDefault
+from anysam.models import Decoded, Kept, MultimaskDefault
 from anysam.models.hf_names import is_hf, sam_from_hf
+from anysam.models.low_rank_decoder import decode_kept
 from anysam.models.sam_decoder import PADDING, LayerNorm2d, MaskDecoder, PromptEncoder
 from anysam.preprocess import Preprocess
 
@@ -253,12 +254,33 @@ class Sam(nn.Module):
         self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None, multimask: bool
     ) -> Decoded:
         """See PromptableModel.decode: low_res_logits (P, C, 4h, 4w) and iou_predictions (P, C), C 3 or 1."""
+        image_pe, sparse, dense = self._encode_prompts(points, labels, mask_logits)
+        return Decoded(*self.mask_decoder(features["image_embeddings"], image_pe, sparse, dense, multimask))
+
+    def decode_kept(
+        self,
+        features: dict[str, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        multimask: bool,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """See KeepingModel.decode_kept."""
+        image_pe, sparse, dense = self._encode_prompts(points, labels, None)
+        tokens = slice(1, 4) if multimask else slice(0, 1)
+        return decode_kept(
+            self.mask_decoder, features["image_embeddings"], image_pe, sparse, dense, tokens, least_iou, rows
+        )
+
+    def _encode_prompts(
+        self, points: Tensor, labels: Tensor, mask_logits: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """image_pe (1, D, h, w), sparse (P, N, D) and dense (1 or P, D, h, w) prompt embeddings."""
         if labels.shape[1] == 1 and bool((labels == PADDING).all()):
             # Neither points nor boxes: the published predictor then gives no prompt tokens at all.
             points, labels = points[:, :0], labels[:, :0]
-        sparse, dense = self.prompt_encoder(points, labels, mask_logits)  # (P, N, D), (1 or P, D, h, w)
-        image_pe = self.prompt_encoder.dense_pe()  # (1, D, h, w)
-        return Decoded(*self.mask_decoder(features["image_embeddings"], image_pe, sparse, dense, multimask))
+        return self.prompt_encoder.dense_pe(), *self.prompt_encoder(points, labels, mask_logits)
 
 
 def build_sam(config: VitConfig, preprocess: Preprocess) -> Sam:

@@ -23,6 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from anysam.models import Kept
+
 # Labels of prompt tokens, as in the official point_embeddings table.
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
 
@@ -287,19 +289,25 @@ class TwoWayAttentionBlock(nn.Module):
 
     def forward(self, queries: Tensor, query_pe: Tensor, image: ImageTokens) -> tuple[Tensor, Tensor]:
         """queries and query_pe (P, N, D), image -> queries (P, N, D) and keys (P, hw, D)."""
-        if self.skip_first_layer_pe:
-            # The official first layer replaces the queries instead of adding to them.
-            queries = self.self_attn(queries, queries, queries)
-        else:
-            q = queries + query_pe
-            queries = queries + self.self_attn(q, q, queries)
-        queries = self.norm1(queries)
+        queries = self.attend_to_tokens(queries, query_pe)
         keys, keys_at = image.keys, image.keys_at
         attend = self.cross_attn_token_to_image.image_to_tokens
-        queries = self.norm2(queries + attend(queries + query_pe, keys_at, keys, image.keys_values))
-        queries = self.norm3(queries + self.mlp(queries))
+        queries = self.after_image(queries, attend(queries + query_pe, keys_at, keys, image.keys_values))
         add = self.cross_attn_image_to_token.add_tokens_to_image
         return queries, self.norm4(add(keys, keys_at, queries + query_pe, queries, image.queries))
+
+    def attend_to_tokens(self, queries: Tensor, query_pe: Tensor) -> Tensor:
+        """The tokens, (P, N, D), after they attended to one another."""
+        if self.skip_first_layer_pe:
+            # The official first layer replaces the queries instead of adding to them.
+            return self.norm1(self.self_attn(queries, queries, queries))
+        q = queries + query_pe
+        return self.norm1(queries + self.self_attn(q, q, queries))
+
+    def after_image(self, queries: Tensor, attended: Tensor) -> Tensor:
+        """The tokens with what they found in the image, (P, N, D) both, through norm and MLP: (P, N, D)."""
+        queries = self.norm2(queries + attended)
+        return self.norm3(queries + self.mlp(queries))
 
     def project(self, keys: Tensor, key_pe: Tensor, tokens: int) -> ImageTokens:
         """keys (1, hw, D) and key_pe (1, hw, D), shared by `tokens` tokens in all, as this layer's image."""
@@ -432,6 +440,35 @@ class MaskDecoder(nn.Module):
             scores.append(self.iou_prediction_head(attended[:, 0]))
         return torch.cat(logits), torch.cat(scores)
 
+    def forward_kept(
+        self,
+        image_embeddings: Tensor,
+        image_pe: Tensor,
+        sparse_prompt_embeddings: Tensor,
+        dense_prompt_embeddings: Tensor,
+        tokens: slice,
+        least_iou: float,
+        rows: int,
+    ) -> Kept:
+        """As forward_all, but only the masks whose predicted IoU is above least_iou, and of each the first `rows` rows.
+
+        iou_predictions (P, C) are those of the mask tokens in `tokens`. See also `low_rank_decoder.decode_kept`.
+        """
+        h, w = -(-rows // 4), image_embeddings.shape[-1]
+        queries = output_tokens(self.iou_token, self.mask_tokens, sparse_prompt_embeddings)  # (P, 5 + N, D)
+        keys = flatten_cells(image_embeddings) + dense_prompt_embeddings.flatten(2).mT  # (1 or P, hw, D)
+        chosen = range(self.num_mask_tokens)[tokens]
+        logits, scores = [], []
+        for attended, cells in self.transformer.in_parts(keys, flatten_cells(image_pe), queries):
+            scores.append(self.iou_prediction_head(attended[:, 0])[:, tokens])
+            kept = scores[-1] > least_iou  # (P', C)
+            some = kept.any(1)
+            weights = torch.stack([self.output_hypernetworks_mlps[i](attended[some, 1 + i]) for i in chosen], dim=1)
+            masks = self._masks(cells[some, : h * w], weights, (h, w))[kept[some]]  # (K', 4h, 4w)
+            logits.append(masks[:, :rows])
+        ious = torch.cat(scores)
+        return Kept(torch.cat(logits), (ious > least_iou).flatten().nonzero()[:, 0], ious)
+
     def _masks(self, cells: Tensor, weights: Tensor, size: tuple[int, int]) -> Tensor:
         """cells (P, hw, D), weights (P, C, D/8) -> weights @ output_upscaling(cells), (P, C, 4h, 4w).
 
@@ -446,8 +483,9 @@ class MaskDecoder(nn.Module):
         x = gelu2(_quadruple(x, cast(nn.ConvTranspose2d, up2)))  # (P, hw, 4, 4, D/8)
         x = x.flatten(1, 3) @ weights.mT  # (P, 16hw, C)
         # In two steps, each of which copies longer runs than one step would: the cells' order, then masks first.
-        x = x.reshape(len(x), h, w, 2, 2, 2, -1).permute(0, 1, 3, 5, 2, 4, 6)  # (P, h, 2, 2, w, 2, 2C)
-        return x.reshape(len(x), 16 * h * w, -1).mT.reshape(len(x), -1, 4 * h, 4 * w)  # (P, C, 4h, 4w)
+        prompts, masks = weights.shape[:2]
+        x = x.reshape(prompts, h, w, 2, 2, 2, 2 * masks).permute(0, 1, 3, 5, 2, 4, 6)  # (P, h, 2, 2, w, 2, 2C)
+        return x.reshape(prompts, 16 * h * w, masks).mT.reshape(prompts, masks, 4 * h, 4 * w)  # (P, C, 4h, 4w)
 
 
 def _quadruple(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:
