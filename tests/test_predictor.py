@@ -411,3 +411,15 @@ def test_load_refuses_devices_that_are_not_there(device: str) -> None:
     with pytest.raises(OptionError, match="cannot be used") as caught:
         anysam.load("sam_vit_b", device=device)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("multimask", ["yes", 1, []])
+def test_multimask_is_true_false_or_none(model: Model, encoded: EncodedImage, multimask: object) -> None:
+    with pytest.raises(OptionError, match="multimask must be True, False or None"):
+        model.predict(encoded, Prompt(points=[[1, 1]]), multimask)
+
+
+def test_an_encoding_of_the_wrong_size_is_refused(model: Model, encoded: EncodedImage) -> None:
+    wrong = dataclasses.replace(encoded, input_size=(encoded.input_size[0] + 1, encoded.input_size[1]))
+    with pytest.raises(OptionError, match="encode it again"):
+        model.predict(wrong, Prompt(points=[[1, 1]]))

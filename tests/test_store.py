@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import Timeout
 from PIL import Image
 
 import anysam
 from anysam import EmbeddingStore, Model, Prompt
-from anysam.cli import main
-from tiny_models import tiny_model
+from anysam.encoded_image import EncodedImage
+from anysam.errors import OptionError, OutputError
+from tiny_models import TINY, tiny_model
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -104,14 +106,14 @@ def test_values_beyond_float16_are_kept(tmp_path):
     assert torch.equal(anysam.EncodedImage.load(path).features["image_embeddings"], big["image_embeddings"])
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "other"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "text", "other", "renamed"])
 def test_a_damaged_file_is_a_miss_and_is_replaced(tmp_path, damage):
     store, model = EmbeddingStore(tmp_path), counting()
     good = store.encode(model, picture())
     (path,) = files(tmp_path)
     data = bytearray(path.read_bytes())
-    if damage == "other":  # whole, but of another image
-        store.encode(model, picture(1, 30, 30))
+    if damage in ("other", "renamed"):  # whole, but of another image
+        store.encode(model, picture(1, 30, 30) if damage == "other" else picture(1))
         other = next(each for each in files(tmp_path) if each != path)
         data = bytearray(other.read_bytes())
     data[-7] ^= 1 if damage == "flip" else 0
@@ -158,10 +160,17 @@ def test_the_bound_holds_after_every_image_and_foreign_files_stay(tmp_path):
     assert (tmp_path / "notes.txt").exists() and not (tmp_path / ".0123456789abcdef.tmp").exists()
 
 
-def test_an_encoding_larger_than_the_store_is_not_kept(tmp_path):
-    store, model = EmbeddingStore(tmp_path, max_bytes=10), counting()
-    assert store.encode(model, picture()).features
-    assert files(tmp_path) == []
+def test_an_encoding_larger_than_the_store_is_not_kept_and_pushes_none_out(tmp_path):
+    small, model = EmbeddingStore(tmp_path), counting()
+    small.encode(model, picture())
+    (kept,) = files(tmp_path)
+    said: list[str] = []
+    store = EmbeddingStore(tmp_path, max_bytes=kept.stat().st_size + 100, warn=said.append)
+    large = counting("anysam_lite")  # three features
+    for seed in (0, 1):
+        assert store.encode(large, picture(seed)).features.keys() == {"image_embeddings", "skip8", "skip4"}
+    assert files(tmp_path) == [kept]
+    assert len(said) == 1 and f"the whole store {tmp_path} may take {store.max_bytes:,}" in said[0]
 
 
 def test_a_store_that_cannot_be_written_warns_once_and_goes_on(tmp_path, monkeypatch):
@@ -211,22 +220,121 @@ def test_two_processes_write_and_evict_at_once(tmp_path):
     assert 0 < sum(path.stat().st_size for path in files(tmp_path)) <= 40_000
 
 
-def test_the_command_encodes_an_image_once(tmp_path, monkeypatch, capsys):
-    Image.fromarray(picture(0, 120, 160)).save(tmp_path / "photo.png")
-    model = counting("anysam_lite")
-    monkeypatch.setattr("anysam.predictor.load", lambda *arguments, **options: model)
-    command = ["segment", str(tmp_path / "photo.png"), "--point", "60,60", "--json", "--cache", str(tmp_path / "store")]
-    printed = []
+@pytest.mark.parametrize("kind", ["stride", "rank", "empty", "integers", "float64", "boxes"])
+def test_a_whole_file_that_the_model_cannot_have_made_is_a_miss(tmp_path, kind):
+    store, model = EmbeddingStore(tmp_path), counting()
+    good = store.encode(model, picture())
+    values = good.features["image_embeddings"]  # (1, 64, 4, 4)
+    features = {
+        "stride": {"image_embeddings": values[..., :3]},
+        "rank": {"image_embeddings": values[..., 0]},
+        "empty": {"image_embeddings": values[:, :, :0]},
+        "integers": {"image_embeddings": values.long()},
+        "float64": {"image_embeddings": values.double()},
+        "boxes": {"decoded": torch.zeros(1, 37, 84)},
+    }[kind]
+    (path,) = files(tmp_path)
+    dataclasses.replace(good, features=features).save(path, key=path.stem)
     for _ in range(2):
-        assert main([*command, "--cache-size", "1M"]) == 0
-        printed.append(capsys.readouterr().out.split('"seconds"')[0])
-    assert len(model.counts) == 1 and printed[0] == printed[1]
+        assert torch.equal(store.encode(model, picture()).features["image_embeddings"], values)
+    assert len(model.counts) == 2
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_model_finds_its_own_encodings_again(tmp_path, family, dtype):
+    store, model = EmbeddingStore(tmp_path), counting(family, dtype=dtype)
+    first, second = (store.encode(model, picture()) for _ in range(2))
+    assert len(model.counts) == 1 and first.features.keys() == second.features.keys()
+    for name, value in first.features.items():
+        assert second.features[name].dtype == value.dtype and torch.equal(second.features[name], value)
+
+
+def test_another_version_of_the_package_does_not_take_it(tmp_path, monkeypatch):
+    store, model = EmbeddingStore(tmp_path), counting()
+    store.encode(model, picture())
+    monkeypatch.setattr("anysam.store.__version__", "999")
+    store.encode(model, picture())
+    assert len(model.counts) == 2
+
+
+def test_what_is_removed_while_it_is_looked_up_is_encoded_again(tmp_path, monkeypatch):
+    store, model = EmbeddingStore(tmp_path), counting()
+    first = store.encode(model, picture())
+    load = EncodedImage.load
+
+    def late(path, *arguments):
+        path.unlink()
+        return load(path, *arguments)
+
+    monkeypatch.setattr(EncodedImage, "load", late)
+    second = store.encode(model, picture())
+    assert len(model.counts) == 2
+    assert torch.equal(first.features["image_embeddings"], second.features["image_embeddings"])
+
+
+def test_what_others_called_embedding_stays(tmp_path):
+    name = "0" * 64 + ".embedding"
+    (tmp_path / "mine.embedding").write_bytes(b"x" * 100_000)
+    (tmp_path / f"old-{name}").write_bytes(b"x" * 100_000)
+    (tmp_path / f"{name}").mkdir()
+    (tmp_path / f"{'1' * 64}.embedding").symlink_to(tmp_path / "mine.embedding")
+    before = {path.name for path in tmp_path.iterdir()}
+    store, model = EmbeddingStore(tmp_path, max_bytes=10_000), counting()
+    for seed in range(8):
+        store.encode(model, picture(seed))
+    assert before < {path.name for path in tmp_path.iterdir()} and 0 < store.size() <= 10_000
+
+
+@pytest.mark.parametrize("problem", [NotImplementedError("no locks here"), Timeout("x.lock")], ids=["none", "taken"])
+def test_without_a_lock_the_bound_holds_and_the_image_is_encoded(tmp_path, monkeypatch, problem):
+    def lock(*arguments, **options):
+        raise problem
+
+    monkeypatch.setattr("anysam.store.FileLock", lock)
+    said: list[str] = []
+    store, model = EmbeddingStore(tmp_path, max_bytes=10_000, warn=said.append), counting()
+    for seed in range(8):
+        assert store.encode(model, picture(seed)).features
+        assert store.size() <= 10_000
+    assert len(model.counts) == 8 and len(said) == 1 and str(problem) in said[0]
+
+
+def test_a_file_that_cannot_be_removed_is_left_and_others_go(tmp_path, monkeypatch):
+    model = counting()
+    EmbeddingStore(tmp_path).encode(model, picture())
+    (stuck,) = files(tmp_path)
+    os.utime(stuck, (1, 1))
+    unlink = Path.unlink
+
+    def refuse(path, missing_ok=False):
+        if path == stuck:
+            raise PermissionError(13, "Permission denied")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    said: list[str] = []
+    store = EmbeddingStore(tmp_path, max_bytes=2 * stuck.stat().st_size + 10, warn=said.append)
+    for seed in (1, 2, 3):
+        store.encode(model, picture(seed))
+    assert said == [] and stuck in files(tmp_path) and len(files(tmp_path)) == 2 and store.size() <= store.max_bytes
+    tight = EmbeddingStore(tmp_path, max_bytes=stuck.stat().st_size + 10, warn=said.append)
+    tight.encode(model, picture(4))
+    assert files(tmp_path) == [stuck] and said == []
 
 
 @pytest.mark.parametrize(
-    ("options", "word"), [(["--cache-size", "1M"], "--cache"), (["--cache", "x", "--cache-size", "lots"], "lots")]
+    ("folder", "kind"),
+    [("a\0b", OutputError), ("~nobody-has-this-name/x", OutputError), ("", OptionError), (3, OptionError)],
 )
-def test_the_command_names_wrong_cache_options(options, word, tmp_path, capsys):
-    Image.fromarray(picture()).save(tmp_path / "photo.png")
-    assert main(["segment", str(tmp_path / "photo.png"), "--point", "1,1", *options]) == 2
-    assert word in capsys.readouterr().err
+def test_a_folder_that_cannot_be_is_refused_at_once(folder, kind):
+    with pytest.raises(kind, match="store"):
+        EmbeddingStore(folder)
+
+
+def test_a_key_is_the_only_thing_that_names_a_file(tmp_path):
+    store = EmbeddingStore(tmp_path / "store")
+    model = dataclasses.replace(counting(), weights_sha256="../../outside")
+    store.encode(model, picture())
+    store.encode(model, picture())
+    assert len(model.counts) == 1 and [path.parent for path in tmp_path.rglob("*.embedding")] == [store.folder]

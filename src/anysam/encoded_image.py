@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from anysam.devices import DTYPES, find_device, find_dtype
 from anysam.errors import ImageError, OptionError
 from anysam.weights_files import write_tensors
 
-_FORMAT = "anysam-encoded-image-1"
+_FORMAT = "anysam-encoded-image-2"  # 2: a digest of everything in it
+_MAX_HEADER = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,11 +35,14 @@ class EncodedImage:
     preprocess: str
     weights_sha256: str
 
-    def save(self, path: str | Path, compact: bool = False) -> None:
-        """Write a safetensors file, complete or not at all. Raises OutputError.
+    def save(self, path: str | Path, compact: bool = False, key: str = "") -> None:
+        """Write a safetensors file, complete or not at all. Raises OutputError, or OptionError for no path.
 
-        compact: False keeps every value bit for bit, True as `rounded`, in half of the space.
+        compact: False keeps every value bit for bit, True as `rounded`, in half of the space. key: kept in the file,
+        for a `load` that wants to be sure which one it reads.
         """
+        if not isinstance(path, (str, Path)) or not str(path) or "\0" in str(path):
+            raise OptionError(f"An encoded image is saved to a path, got {path!r}.")
         features = {name: _halved(value) for name, value in self.features.items()} if compact else self.features
         facts = {
             "format": _FORMAT,
@@ -49,9 +54,9 @@ class EncodedImage:
             "dtypes": json.dumps(
                 {name: str(value.dtype).removeprefix("torch.") for name, value in self.features.items()}
             ),
-            "digest": _digest(features),
+            "key": key,
         }
-        write_tensors(path, features, facts)
+        write_tensors(path, features, facts | {"digest": _digest(features, facts)})
 
     def rounded(self) -> "EncodedImage":
         """The same with features rounded to float16, in the dtype they have; what it cannot hold stays as it was."""
@@ -59,49 +64,65 @@ class EncodedImage:
         return replace(self, features=features)
 
     @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "EncodedImage":
+    def load(cls, path: str | Path, device: str = "cpu", key: str | None = None) -> "EncodedImage":
         """Read a file written by `save`, onto a device ("cpu", "cuda", ...).
 
-        Raises ImageError if the file is missing, damaged or anything else, OptionError for no path or no such device.
+        key: the one it was saved with; None takes a file with any, or none. Raises ImageError if the file is missing,
+        damaged, of another key or anything else, OptionError for no path or no such device.
         """
         if not isinstance(path, (str, Path)):
             raise OptionError(f"An encoded image is read from a path, got {type(path).__name__}.")
-        target = str(find_device(device))
+        target = find_device(device)
         try:
-            with safe_open(path, framework="pt", device=target) as file:
-                facts = file.metadata() or {}
-                features = {name: file.get_tensor(name) for name in file.keys()}
+            features, facts = _read(path)
         except FileNotFoundError as error:
             raise ImageError(f"There is no encoded image {str(path)!r}.") from error
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, AttributeError, KeyError, ValueError, RecursionError) as error:
             raise ImageError(
                 f"{str(path)!r} is not a readable encoded image ({error}); encode the image again."
             ) from error
-        if facts.get("format") != _FORMAT:
+        if features is None:
             raise ImageError(
                 f"{str(path)!r} is not an encoded image of this version: its format is {facts.get('format')!r}, "
                 f"expected {_FORMAT!r}; encode the image again."
             )
-        if facts.get("digest", "") not in ("", _digest(features)):
+        if facts.pop("digest", None) != _digest(features, facts):
             raise ImageError(
                 f"{str(path)!r} is damaged: its values are not those that were saved; encode the image again."
             )
+        if key is not None and facts.get("key") != key:
+            raise ImageError(f"{str(path)!r} was saved with the key {facts.get('key')!r}, expected {key!r}.")
         try:
             encoded = cls(
-                features=_with_dtypes(features, json.loads(facts.get("dtypes", "{}"))),
+                features=_with_dtypes(features, json.loads(facts["dtypes"]), target),
                 original_size=_size(facts["original_size"]),
                 input_size=_size(facts["input_size"]),
                 variant=facts["variant"],
                 preprocess=facts["preprocess"],
                 weights_sha256=facts["weights_sha256"],
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise ImageError(
                 f"{str(path)!r} is a damaged encoded image ({error!r}); encode the image again."
             ) from error
-        if not {"image_embeddings", "decoded"} & set(features) or any(len(tensor) != 1 for tensor in features.values()):
+        shapes = [tensor.shape for tensor in features.values()]
+        if not {"image_embeddings", "decoded"} & set(features) or any(shape[:1] != (1,) for shape in shapes):
             raise ImageError(f"{str(path)!r} does not hold the features of one image; encode the image again.")
         return encoded
+
+
+def _read(path: str | Path) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+    """The tensors and facts of a file; no tensors if it has another format.
+
+    Read at one go and not mapped into memory: in a store another process may remove or replace it at any time.
+    """
+    with open(path, "rb") as file:
+        start = file.read(8)
+        header = file.read(min(int.from_bytes(start, "little"), _MAX_HEADER))
+        facts = json.loads(header).get("__metadata__", {})
+        if facts.get("format") != _FORMAT:  # perhaps gigabytes of weights
+            return None, facts
+        return load(start + header + file.read()), facts
 
 
 def _halved(value: Tensor) -> Tensor:
@@ -111,23 +132,23 @@ def _halved(value: Tensor) -> Tensor:
     return value.to(torch.float16)
 
 
-def _with_dtypes(features: dict[str, Tensor], dtypes: dict[str, str]) -> dict[str, Tensor]:
+def _with_dtypes(features: dict[str, Tensor], dtypes: dict[str, str], device: torch.device) -> dict[str, Tensor]:
     wanted = {name: find_dtype(dtypes[name]) for name in features if name in dtypes and dtypes[name] in DTYPES}
-    return {name: value.to(wanted.get(name, value.dtype)) for name, value in features.items()}
+    return {name: value.to(device, wanted.get(name, value.dtype)) for name, value in features.items()}
 
 
-def _digest(features: dict[str, Tensor]) -> str:
-    """Of all names, shapes and values, as they are stored: safetensors itself would not see a flipped bit."""
-    digest = hashlib.sha256()
+def _digest(features: dict[str, Tensor], facts: dict[str, str]) -> str:
+    """Of all facts, names, shapes and values, as they are stored: safetensors itself would not see a flipped bit."""
+    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     for name in sorted(features):
         value = features[name].detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
-        digest.update(value.view(torch.uint8).numpy().data)
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _size(text: str) -> tuple[int, int]:
     height, width = json.loads(text)
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in (height, width)):
         raise ValueError(f"size {text}")
     return height, width

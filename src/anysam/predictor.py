@@ -255,6 +255,11 @@ class Model:
             )
         if encoded.preprocess != repr(self.network.preprocess):
             raise OptionError("This image was encoded with another preprocessing than the model's; encode it again.")
+        if encoded.input_size != self.network.preprocess.input_size(encoded.original_size):
+            raise OptionError(
+                f"An image of {encoded.original_size} is not encoded at {encoded.input_size} by {self.variant}; "
+                "encode it again."
+            )
 
     def _resolve(self, prompt: Prompt, encoded: EncodedImage) -> ResolvedPrompt:
         """A prompt in points, box and mask, checked against the image and the model. Raises PromptError."""

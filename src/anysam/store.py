@@ -3,7 +3,8 @@
     store = EmbeddingStore("~/.cache/embeddings", max_bytes=parse_size("10G"))
     encoded = store.encode(model, "photo.jpg")  # encoded now, or read back
 
-What is found is found by content: the same pixels under another name are, another weights file's encoding is not.
+What is found is found by content: the same pixels under another name are, another weights file's encoding is not, nor
+one that another version of this package made. The device does not matter: a CPU takes what a GPU has encoded.
 Features are kept as float16 where the model answers prompts (a SAM's take 2 MB), and come back as what they were, but
 for float16's rounding. A new encoding is returned with the same rounding, so that nothing depends on what was there
 before. Several processes may use one folder: files appear whole, and who misses one encodes again.
@@ -15,31 +16,32 @@ import re
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from PIL import Image
 from torch import Tensor
 
+from anysam import __version__
 from anysam.atomic import DRAFT_SUFFIX
 from anysam.encoded_image import EncodedImage
 from anysam.errors import AnySamError, OptionError, OutputError
 from anysam.images import read_image
-from anysam.letterbox import Letterbox
 from anysam.models import InstanceModel, PromptableModel
 from anysam.preprocess import Preprocess
 
 DEFAULT_MAX_BYTES = 10 * 1000**3
 
 _SUFFIX = ".embedding"
+_NAME = re.compile(rf"[0-9a-f]{{64}}{re.escape(_SUFFIX)}")
 _DRAFT_NAME = re.compile(rf"\.[0-9a-f]{{16}}{re.escape(DRAFT_SUFFIX)}")
 _LOCK_NAME = ".anysam-store.lock"
 _LOCK_SECONDS = 10
 _ABANDONED_SECONDS = 3600  # after which a file that was never finished is removed
-_LAYOUT = b"anysam-embedding-1"
 
 
 class EncodingModel(Protocol):
@@ -64,11 +66,12 @@ class EncodingModel(Protocol):
 
 
 class EmbeddingStore:
-    """Encoded images in a folder, at most max_bytes of them; the ones not used for longest go first.
+    """Encoded images in a folder. After each new one they take at most max_bytes: what was not used for longest goes.
 
-    folder: made if missing; only files that end in .embedding are this store's. max_bytes: at least 1. warn: called
-    with one sentence, once, when something cannot be kept (a full disk, a folder without permission): the work goes on
-    without. Raises OutputError when the folder cannot be made, OptionError for a size that is none.
+    folder: made if missing; only files named by 64 hexadecimal digits and .embedding are this store's. max_bytes: at
+    least 1. warn: called with one sentence, once, when something cannot be kept (a full disk, a folder without
+    permission, an encoding larger than the store): the work goes on without. Raises OutputError when the folder cannot
+    be made, OptionError for a size that is none.
     """
 
     def __init__(
@@ -81,15 +84,15 @@ class EmbeddingStore:
             raise OptionError(f"max_bytes must be a whole number of at least 1, got {max_bytes!r}.")
         if not isinstance(folder, (str, Path)) or not str(folder):
             raise OptionError(f"The store's folder must be a path, got {folder!r}.")
-        self.folder = Path(folder).expanduser()
         self.max_bytes = max_bytes
         self._warn = warn
         self._warned = False
         try:
+            self.folder = Path(folder).expanduser()
             self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise OutputError(f"The store {self.folder} cannot be made: {reason}; choose another folder.") from error
+        except (OSError, ValueError, RuntimeError) as error:  # a NUL in the path; the home of a user who is not there
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error).rstrip(".")
+            raise OutputError(f"The store {str(folder)!r} cannot be made: {reason}; choose another folder.") from error
 
     def encode(
         self, model: EncodingModel, image: str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -99,59 +102,78 @@ class EmbeddingStore:
         image: whatever `Model.encode` takes. Raises ImageError as `Model.encode` does.
         """
         pixels = read_image(image)
-        path = self.folder / f"{_key(model, pixels)}{_SUFFIX}"
-        kept = self._read(path, model, (pixels.shape[0], pixels.shape[1]))
+        key = _key(model, pixels)
+        kept = self._read(key, model, (pixels.shape[0], pixels.shape[1]))
         if kept is not None:
             return kept
         encoded = model.encode(pixels)
         compact = isinstance(model.network, PromptableModel)  # the boxes of a detector would move by pixels
-        self._write(path, encoded, compact)
+        self._write(key, encoded, compact)
         return encoded.rounded() if compact else encoded
 
     def size(self) -> int:
         """Bytes that the kept encodings take."""
         return sum(size for _, size, _ in self._kept())
 
-    def _read(self, path: Path, model: EncodingModel, original_size: tuple[int, int]) -> EncodedImage | None:
-        """The encoding kept at `path`; None where there is none, or another thing, or a damaged one."""
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}{_SUFFIX}"
+
+    def _read(self, key: str, model: EncodingModel, original_size: tuple[int, int]) -> EncodedImage | None:
+        """The encoding kept under `key`; None where there is none, or another thing, or a damaged one."""
+        path = self._path(key)
         if not path.is_file():
             return None
         try:
-            encoded = EncodedImage.load(path, str(model.device))
+            encoded = EncodedImage.load(path, str(model.device), key)
         except AnySamError:
             return None
-        frame = model.network.preprocess
-        wanted = (model.variant, model.weights_sha256, repr(frame), original_size, _input_size(frame, original_size))
-        found = (encoded.variant, encoded.weights_sha256, encoded.preprocess, encoded.original_size, encoded.input_size)
-        if found != wanted:
+        if not _fits(encoded, model, original_size):
             return None
-        try:
+        with suppress(OSError):  # a folder that may only be read, or another process has just removed it
             os.utime(path)  # used now: the last to go
-        except OSError:
-            pass  # a folder that may only be read, or another process has just removed it
         return encoded
 
-    def _write(self, path: Path, encoded: EncodedImage, compact: bool) -> None:
+    def _write(self, key: str, encoded: EncodedImage, compact: bool) -> None:
+        """Keep an encoding and make room for it; or do neither, and say so once."""
+        path = self._path(key)
         try:
-            encoded.save(path, compact=compact)
-            self._evict()
-        except (OSError, OutputError, Timeout) as error:
+            encoded.save(path, compact, key)
+            self._evict(path)
+        except (OSError, NotImplementedError, OutputError) as error:  # of locks: not had in time, unknown to the disk
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
             if not self._warned:
                 self._warned = True
                 self._warn(f"Encoded images are not kept: {error}")
 
-    def _evict(self) -> None:
-        """Remove what was not used for longest until the rest fits; one process at a time."""
-        if self.size() <= self.max_bytes:
+    def _evict(self, newest: Path) -> None:
+        """Remove what was not used for longest until the rest fits; one process at a time.
+
+        Raises OutputError if `newest` alone is too large, OSError or NotImplementedError if there is no lock or what
+        would have to go cannot be removed.
+        """
+        sizes = {path: size for _, size, path in self._kept()}
+        if sizes.get(newest, 0) > self.max_bytes:  # all others would go for nothing
+            raise OutputError(
+                f"one takes {sizes[newest]:,} bytes, but the whole store {self.folder} may take {self.max_bytes:,}; "
+                "give it more."
+            )
+        if sum(sizes.values()) <= self.max_bytes:
             return
         with FileLock(self.folder / _LOCK_NAME, timeout=_LOCK_SECONDS):
             kept = sorted(self._kept())
             total = sum(size for _, size, _ in kept)
+            problem: OSError | None = None
             for _, size, path in kept:
                 if total <= self.max_bytes:
-                    break
-                path.unlink(missing_ok=True)
-                total -= size
+                    return
+                try:
+                    path.unlink(missing_ok=True)
+                    total -= size
+                except OSError as error:  # another user's, or open in another process where that matters
+                    problem = error
+            if problem is not None and total > self.max_bytes:
+                raise problem
 
     def _kept(self) -> list[tuple[int, int, Path]]:
         """(time of last use, bytes, path) of every encoding; abandoned drafts are removed on the way."""
@@ -159,9 +181,11 @@ class EmbeddingStore:
         with os.scandir(self.folder) as entries:
             for entry in entries:
                 draft = _DRAFT_NAME.fullmatch(entry.name) is not None
-                if not draft and not entry.name.endswith(_SUFFIX):
+                if not draft and not _NAME.fullmatch(entry.name):
                     continue
                 try:
+                    if not entry.is_file(follow_symlinks=False):
+                        continue
                     facts = entry.stat(follow_symlinks=False)
                     if not draft:
                         found.append((facts.st_mtime_ns, facts.st_size, Path(entry.path)))
@@ -173,13 +197,32 @@ class EmbeddingStore:
 
 
 def _key(model: EncodingModel, pixels: np.ndarray) -> str:
-    """Hexadecimal digest of all that an encoding depends on. pixels: uint8 (H, W, 3), C-contiguous."""
-    digest = hashlib.sha256(_LAYOUT)
+    """Hexadecimal digest of all that an encoding depends on. pixels: uint8 (H, W, 3), C-contiguous.
+
+    The version is part of it: the next one's encoder may round differently, or keep other features.
+    """
     facts = (model.variant, model.weights_sha256, repr(model.network.preprocess), str(model.dtype), pixels.shape)
-    digest.update(repr(facts).encode())
+    # SHA-256 takes half the time of BLAKE2b where the processor has instructions for it, as most have.
+    digest = hashlib.sha256(repr((__version__, *facts)).encode())
     digest.update(np.ascontiguousarray(pixels).data)
     return digest.hexdigest()
 
 
-def _input_size(frame: Preprocess | Letterbox, original_size: tuple[int, int]) -> tuple[int, int]:
-    return frame.input_size(original_size)
+def _fits(encoded: EncodedImage, model: EncodingModel, original_size: tuple[int, int]) -> bool:
+    """Whether an encoding is one that the model can have made of an image of original_size (H, W)."""
+    frame = model.network.preprocess
+    input_size = frame.input_size(original_size)
+    wanted = (model.variant, model.weights_sha256, repr(frame), original_size, input_size)
+    found = (encoded.variant, encoded.weights_sha256, encoded.preprocess, encoded.original_size, encoded.input_size)
+    if found != wanted or any(value.dtype not in (model.dtype, torch.float32) for value in encoded.features.values()):
+        return False
+    if not isinstance(frame, Preprocess):
+        boxes = encoded.features.get("decoded")
+        return boxes is not None and boxes.ndim == 3
+    grid = encoded.features.get("image_embeddings")
+    if grid is None or grid.ndim != 4 or 0 in grid.shape:
+        return False
+    height, width = frame.padded_image_size(input_size)
+    (rows, columns) = grid.shape[2:]
+    # One cell for each square of the padded input: 16 x 16 pixels in most models, 8 x 8 in some.
+    return height % rows == 0 and (height // rows) * columns == width
