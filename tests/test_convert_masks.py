@@ -84,7 +84,10 @@ def test_what_is_lost_is_said_and_counted(tmp_path, capsys):
     command = ["convert-masks", str(tmp_path / "a.coco.json"), str(tmp_path / "a.png"), "--json"]
     assert main(command) == 0
     printed = capsys.readouterr()
-    hidden = [{"image": "a.jpg", "what": "pixels of masks under smaller masks", "count": 225}]
+    hidden = [
+        {"image": "a.jpg", "what": "labels of masks", "count": 2},
+        {"image": "a.jpg", "what": "pixels of masks under smaller masks", "count": 225},
+    ]
     document = json.loads(printed.out)
     assert document["lost"] == hidden and document["masks"] == 3 and document["format"] == "labels"
     assert "225 lost" in printed.err
@@ -116,6 +119,35 @@ def test_the_size_of_an_image_is_that_of_the_upright_one(tmp_path):
     image.save(tmp_path / "plain.jpg")
     assert image_size(tmp_path / "turned.jpg") == (60, 40)
     assert image_size(tmp_path / "plain.jpg") == (40, 60)
+
+
+def test_a_damaged_file_does_not_stop_the_others(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "bad.json").write_text("{")
+    write_coco_json(tmp_path / "in" / "good.coco.json", results()[:1])
+    command = ["convert-masks", str(tmp_path / "in"), str(tmp_path / "out"), "--to", "npz", "--json"]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    document = json.loads(printed.out)
+    assert document["images"] == 1 and [row["file"] for row in document["failed"]] == [
+        str(tmp_path / "in" / "bad.json")
+    ]
+    assert "1 files could not be read" in printed.err and "bad.json" in printed.err
+    same(read_masks(tmp_path / "out"), results()[:1])
+    (tmp_path / "in" / "good.coco.json").unlink()
+    assert main(command) == 2
+
+
+def test_images_of_dotted_names_keep_them_and_get_their_suffix_from_the_photographs(tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name in ("cat.1", "cat.2"):
+        Image.new("RGB", (60, 40)).save(tmp_path / "photos" / f"{name}.png")
+        Image.fromarray(mask(5, 5, 20, 20).astype(np.uint8)).save(tmp_path / f"{name}_labels.png")
+    labels, coco = str(tmp_path), str(tmp_path / "all.coco.json")
+    assert main(["convert-masks", labels, coco, "--from", "labels", "--images", str(tmp_path / "photos")]) == 0
+    assert [result.file_name for result in read_masks(coco)] == ["cat.1.png", "cat.2.png"]
+    assert main(["convert-masks", labels, str(tmp_path / "many"), "--from", "labels", "--to", "sa1b"]) == 0
+    assert sorted(file.name for file in (tmp_path / "many").iterdir()) == ["cat.1.sa1b.json", "cat.2.sa1b.json"]
 
 
 def test_the_help_names_the_formats_there_are():

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import resource
@@ -20,6 +21,7 @@ from anysam.outputs import (
     draw_overlay,
     make_folder,
     output_stems,
+    pictures,
     write_atomic,
     write_coco_json,
     write_cutout_png,
@@ -292,6 +294,24 @@ def test_stems_never_collide_through_the_suffix_of_a_format(image, tmp_path, kin
     written = [write_outputs("x.jpg", image, two_records(), tmp_path, FORMATS, stem=stem) for stem in stems]
     names = [path for paths in written for path in paths]
     assert len(set(names)) == len(names) == 30
+
+
+def test_neighbours_in_an_overlay_have_unlike_colours_and_one_tint_each():
+    """Twelve stripes of which the eleventh, in the first's colour by turn, lies beside the first; and a mask below."""
+    size = (60, 140)
+    grey = np.full((*size, 3), 128, dtype=np.uint8)
+    stripes = [np.zeros(size, dtype=bool) for _ in range(12)]
+    places = [0, *range(2, 11), 1, 11]
+    for place, stripe in zip(places, stripes, strict=True):
+        stripe[10:50, 10 + 10 * place : 20 + 10 * place] = True
+    records = [MaskRecord.from_mask(mask, 0.9) for mask in [*stripes, np.ones(size, dtype=bool)]]
+    with_below, alone = draw_overlay(grey, records).astype(int), draw_overlay(grey, records[:12]).astype(int)
+    for image in (with_below, alone):
+        middles = [image[30, 15 + 10 * place] for place in range(12)]
+        for left, right in itertools.pairwise(middles):
+            assert np.abs(left - right).max() > 30
+    tints = {tuple(int(128 * 0.58 + 0.42 * value + 0.5) for value in colour) for colour in pictures._COLOURS}
+    assert {tuple(pixel) for pixel in with_below[30, 15:130:10].tolist()} <= tints  # nothing shines through
 
 
 def test_points_of_a_grid_are_not_drawn_over_the_objects(image):

@@ -132,7 +132,7 @@ class MaskRecord:
                 crop_box=None if crop_box is None else (crop_box[0], crop_box[1], crop_box[2], crop_box[3]),
                 detection_score=_number(form.get("detection_score")),
             )
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise OptionError(
                 "A mask record must have segmentation (COCO RLE), area, box (x0 y0 x1 y1) and predicted_iou, "
                 f"but this one is malformed at {error}."

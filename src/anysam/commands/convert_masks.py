@@ -4,7 +4,8 @@ A is a file or a folder of files in one format, B a file for one image (COCO: fo
 number. The formats are told by names and contents; --from and --to say what cannot be told. docs/formats.md has a table
 of what each format holds. What is lost on the way is said and counted.
 
-Paths of written files go to stdout, everything else to stderr. Exit status: 0 done, 2 bad input, 130 interrupted.
+Paths of written files go to stdout, everything else to stderr. Exit status: 0 done, 1 some files could not be read (the
+others are done), 2 bad input, 130 interrupted.
 
 examples:
   anysam convert-masks photo.coco.json photo.labelme.json
@@ -15,14 +16,15 @@ examples:
 """
 
 import argparse
+import dataclasses
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from anysam.commands.options import READABLE
-from anysam.errors import OptionError
+from anysam.errors import AnySamError, OptionError
 
 if TYPE_CHECKING:
     from anysam.outputs import ImageResult, Loss
@@ -61,8 +63,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise OptionError(f"The format {given!r} does not keep masks; formats that do are {', '.join(READABLE)}.")
     kind = arguments.target_format or _target_kind(arguments.target)
     names = None if arguments.classes is None else _names(arguments.classes)
-    sizes = None if arguments.images is None else _sizes(arguments.images)
-    results = read_masks(arguments.source, arguments.source_format, sizes, names)
+    images = None if arguments.images is None else _images(arguments.images)
+    sizes = None if images is None else _sizes(arguments.images, images)
+    failed: list[tuple[Path, AnySamError]] = []
+    results = read_masks(arguments.source, arguments.source_format, sizes, names, failed)
+    if failed and not results:
+        raise failed[0][1]
+    results = [_with_file_name(result, images or {}) for result in results]
     losses: list[tuple[str, Loss]] = []
     paths = _write(results, arguments.target, kind, names, losses)
     for image, loss in losses:
@@ -74,6 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
             "masks": masks,
             "format": kind,
             "files": [str(path) for path in paths],
+            "failed": [{"file": str(file), "error": str(error)} for file, error in failed],
             "lost": [{"image": image, "what": loss.what, "count": loss.count} for image, loss in losses],
         }
         print(json.dumps(document))
@@ -81,7 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
         for path in paths:
             print(path)
         print(f"{masks} masks of {len(results)} images.", file=sys.stderr)
-    return 0
+    if failed:
+        print(f"{len(failed)} files could not be read:", file=sys.stderr)
+    for _, error in failed:
+        print(f"  {error}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _target_kind(target: Path) -> str:
@@ -101,22 +113,45 @@ def _names(path: Path) -> list[str]:
     return names
 
 
-def _sizes(folder: Path) -> Callable[[str], tuple[int, int]]:
-    """Looks up the size (H, W), upright, of the image of a stem in a folder."""
-    from anysam.images import IMAGE_SUFFIXES, image_size
+def _images(folder: Path) -> dict[str, list[Path]]:
+    """The images in a folder, by their stems."""
+    from anysam.images import IMAGE_SUFFIXES
 
     if not folder.is_dir():
         raise OptionError(f"There is no folder {folder} of images.")
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
+    images: dict[str, list[Path]] = {}
+    for file in sorted(folder.iterdir()):
+        if file.suffix.lower() in IMAGE_SUFFIXES:
+            images.setdefault(file.stem, []).append(file)
+    return images
+
+
+def _sizes(folder: Path, images: Mapping[str, Sequence[Path]]) -> Callable[[str], tuple[int, int]]:
+    """Looks up the size (H, W), upright, of the image of a stem."""
+    from anysam.images import image_size
 
     def size(stem: str) -> tuple[int, int]:
-        found = [file for file in files if file.stem == stem]
+        found = images.get(stem, ())
         if len(found) != 1:
             count = "no image" if not found else f"{len(found)} images"
             raise OptionError(f"There is {count} called {stem} in {folder}, whose size its masks need.")
         return image_size(found[0])
 
     return size
+
+
+def _with_file_name(result: "ImageResult", images: Mapping[str, Sequence[Path]]) -> "ImageResult":
+    """With the name of its image where only the stem was known."""
+    found = images.get(result.file_name, ())
+    return dataclasses.replace(result, file_name=found[0].name) if len(found) == 1 else result
+
+
+def _stem(file_name: str) -> str:
+    """What names of files begin with: "a.b" may be all that is known of a.b.jpg."""
+    from anysam.images import IMAGE_SUFFIXES
+
+    path = Path(file_name)
+    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
 def _write(
@@ -139,7 +174,7 @@ def _write(
     if one_file and len(results) != 1:
         raise OptionError(f"{target} can hold one image, and there are {len(results)}; give a folder.")
     folder = make_folder(target.parent if one_file else target)
-    stems = [target.stem] if one_file else output_stems([result.file_name for result in results])
+    stems = [target.stem] if one_file else output_stems([f"{_stem(result.file_name)}.x" for result in results])
     paths: list[Path] = []
     for result, stem in zip(results, stems, strict=True):
         lost: list[Loss] = []

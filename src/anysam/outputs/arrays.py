@@ -1,7 +1,7 @@
 """NumPy's .npz: run lengths of all masks one after the other, boxes and scores; read without pickles."""
 
+import math
 import zipfile
-import zlib
 from pathlib import Path
 from typing import BinaryIO
 
@@ -10,10 +10,20 @@ import numpy as np
 from anysam import rle
 from anysam.atomic import write_atomic
 from anysam.errors import OptionError
+from anysam.outputs.coco import segmentation_to_rle
 from anysam.outputs.formats import ImageResult, Loss
-from anysam.outputs.reading import MAX_BYTES, as_size, make_record
+from anysam.outputs.reading import MAX_BYTES, as_file_name, as_number, as_size, as_text, make_record
 
-_ARRAYS = ("file_name", "size", "runs", "run_counts", "predicted_iou", "stability_score", "labels")
+# What is read, and the kinds of numbers (NumPy's letters) that are taken.
+_ARRAYS = {
+    "file_name": "U",
+    "size": "iu",
+    "runs": "iu",
+    "run_counts": "iu",
+    "predicted_iou": "f",
+    "stability_score": "f",
+    "labels": "U",
+}
 
 
 def write_npz(path: str | Path, result: ImageResult) -> list[Loss]:
@@ -49,30 +59,45 @@ def read_npz(path: str | Path) -> ImageResult:
     """What `write_npz` wrote. Raises OptionError for anything else."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > MAX_BYTES:
-                raise OptionError(f"{path} is too large unpacked: at most {MAX_BYTES:,} bytes are read.")
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise OptionError(f"{path} is no .npz of masks: {' '.join(str(error).split())}.") from error
-    size = as_size(arrays["size"].tolist(), str(path))
-    counts, runs = arrays["run_counts"], arrays["runs"]
-    whole = counts.dtype.kind in "iu" and runs.dtype.kind in "iu" and counts.ndim == runs.ndim == 1
-    of_masks = [arrays[name] for name in ("predicted_iou", "stability_score", "labels")]
-    same = {len(array) if array.ndim == 1 else -1 for array in of_masks}
-    if not whole or (counts < 0).any() or int(counts.sum()) != len(runs) or same != {len(counts)}:
+            arrays = {name: _read_array(archive, name, kinds) for name, kinds in _ARRAYS.items()}
+    except Exception as error:  # zipfile raises eight kinds and what the unpackers raise besides
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise OptionError(f"{path} is no .npz of masks: {' '.join(reason.split())}.") from error
+    size, counts, runs = as_size(arrays["size"].tolist(), str(path)), arrays["run_counts"], arrays["runs"]
+    of_masks = [counts, *(arrays[name] for name in ("predicted_iou", "stability_score", "labels"))]
+    together = runs.ndim == 1 and {array.shape for array in of_masks} == {(counts.size,)}
+    if not together or (counts < 0).any() or sum(counts.tolist()) != len(runs):
         raise OptionError(f"{path}: the arrays of its masks do not belong together.")
     records = []
-    for i, own in enumerate(np.split(runs.astype(np.int64), np.cumsum(counts)[:-1]) if len(counts) else []):
-        segmentation = {"size": list(size), "counts": own.tolist()}
-        checked = rle.write_rle(rle.read_rle(segmentation)[0], size)
+    for i, end in enumerate(np.cumsum(counts).tolist()):
+        own = runs[end - counts[i] : end]
+        where = f"{path}: mask {i + 1}"
         stability, label = float(arrays["stability_score"][i]), str(arrays["labels"][i])
         records.append(
             make_record(
-                checked,
-                float(arrays["predicted_iou"][i]),
-                label=label or None,
-                stability_score=None if np.isnan(stability) else stability,
+                segmentation_to_rle({"size": list(size), "counts": own}, size, where),
+                as_number(float(arrays["predicted_iou"][i]), where),
+                label=as_text(label, where) or None,
+                stability_score=None if np.isnan(stability) else as_number(stability, where),
             )
         )
-    return ImageResult(str(arrays["file_name"]), size, tuple(records))
+    return ImageResult(as_file_name(str(arrays["file_name"]), str(path)), size, tuple(records))
+
+
+def _read_array(archive: zipfile.ZipFile, name: str, kinds: str) -> np.ndarray:
+    """An array of the archive; `np.load` would make room for whatever its header says. Raises ValueError."""
+    member = archive.getinfo(f"{name}.npy")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{name} is of another version, {version}")
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, kind = read_header(file)
+        wanted = math.prod(shape) * kind.itemsize
+        # The sizes of packed members can be false, too; a thousandfold is as much as deflate can pack.
+        if kind.kind not in kinds or wanted > MAX_BYTES or wanted > 1100 * member.compress_size + 4096:
+            raise ValueError(f"{name} is {kind} {shape}, which is not accepted")
+        data = file.read(wanted)
+        if len(data) != wanted:
+            raise ValueError(f"{name} breaks off")
+        return np.frombuffer(data, dtype=kind).reshape(shape)

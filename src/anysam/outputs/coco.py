@@ -10,9 +10,11 @@ from anysam import rle
 from anysam.errors import OptionError
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
-from anysam.outputs.polygons import fill_rings, joined_ring, record_outlines
-from anysam.outputs.reading import as_list, as_number, as_size, make_record
+from anysam.outputs.polygons import fill_parts, joined_ring, record_outlines
+from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record
 from anysam.results import MaskRecord
+
+_SCORES = ("score", "stability_score", "detection_score")
 
 
 def write_coco_json(path: str | Path, results: Sequence[ImageResult], polygons: bool = False) -> list[Loss]:
@@ -48,8 +50,8 @@ def _annotation(record: MaskRecord, categories: Mapping[str, int], polygons: boo
     segmentation: Any = record.segmentation
     if polygons:
         outlines = record_outlines(record)
-        segmentation = [joined_ring([each.outer, *each.holes]).reshape(-1).tolist() for each in outlines]
-    return {
+        segmentation = [joined_ring([each]).reshape(-1).tolist() for each in outlines]
+    annotation = {
         "category_id": categories[record.label or "object"],
         "segmentation": segmentation,
         "area": record.area,
@@ -57,11 +59,15 @@ def _annotation(record: MaskRecord, categories: Mapping[str, int], polygons: boo
         "iscrowd": 0,
         "score": record.predicted_iou,
     }
+    # COCO allows members of one's own; these are left out where there is nothing to say.
+    return annotation | {name: value for name in _SCORES[1:] if (value := record.to_dict()[name]) is not None}
 
 
 def coco_to_results(document: Mapping[str, Any], name: str) -> list[ImageResult]:
     """A COCO instances document -> its images, in their order. name: of the file, for errors. Raises OptionError."""
-    labels = {row.get("id"): str(row.get("name", "object")) for row in as_list(document.get("categories", []), name)}
+    labels: dict[object, str] = {}
+    for row in as_list(document.get("categories", []), f"{name}: categories"):
+        labels[as_text(row.get("id"), f"{name}: category")] = as_text(row.get("name", "object"), f"{name}: category")
     sizes: dict[object, tuple[int, int]] = {}
     files: dict[object, str] = {}
     found: dict[object, list[MaskRecord]] = {}
@@ -70,15 +76,24 @@ def coco_to_results(document: Mapping[str, Any], name: str) -> list[ImageResult]
         if not isinstance(key, (int, str)) or key in sizes:
             raise OptionError(f"{name}: an image needs an id of its own, got {key!r}.")
         sizes[key] = as_size((image.get("height"), image.get("width")), f"{name}: image {key}")
-        files[key], found[key] = str(image.get("file_name", key)), []
+        files[key] = as_file_name(image.get("file_name", key), f"{name}: image {key}")
+        found[key] = []
     for number, row in enumerate(as_list(document.get("annotations"), f"{name}: annotations"), start=1):
         key, where = row.get("image_id"), f"{name}: annotation {number}"
         if not isinstance(key, (int, str)) or key not in sizes:
             raise OptionError(f"{where} is for image {key!r}, which the file does not have.")
-        label = labels.get(row.get("category_id")) if isinstance(row.get("category_id"), (int, str)) else None
+        label = labels.get(str(row.get("category_id")))
         segmentation = segmentation_to_rle(row.get("segmentation"), sizes[key], where)
-        score = as_number(row.get("score", 1.0), f"{where}: score")
-        found[key].append(make_record(segmentation, score, label=None if label == "object" else label))
+        scores = {name: None if row.get(name) is None else as_number(row[name], where) for name in _SCORES}
+        found[key].append(
+            make_record(
+                segmentation,
+                1.0 if scores["score"] is None else scores["score"],
+                label=None if label == "object" else label,
+                stability_score=scores["stability_score"],
+                detection_score=scores["detection_score"],
+            )
+        )
     return [ImageResult(files[key], sizes[key], tuple(found[key])) for key in sizes]
 
 
@@ -92,10 +107,10 @@ def segmentation_to_rle(segmentation: object, size: tuple[int, int], where: str)
         if own != size:
             raise OptionError(f"{where}: the mask is {own} and its image {size} (H, W); the file is damaged.")
         return rle.write_rle(runs, own)
-    masks = []
+    parts = []
     for polygon in as_list(segmentation, f"{where}: segmentation", list):
         numbers = np.array([as_number(value, where) for value in polygon])
         if len(numbers) % 2 or len(numbers) < 6:
             raise OptionError(f"{where}: a polygon is x y x y ... of at least 3 points, got {len(numbers)} numbers.")
-        masks.append(fill_rings([numbers.reshape(-1, 2)], size))
-    return rle.union(masks) if masks else fill_rings([], size)
+        parts.append([numbers.reshape(-1, 2)])
+    return fill_parts(parts, size, where)

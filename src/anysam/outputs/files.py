@@ -11,6 +11,8 @@ from PIL import Image
 from anysam.atomic import explain, write_atomic
 from anysam.errors import OutputError
 
+_RUN_LENGTHS = 3  # zlib's Z_RLE
+
 # What stands between a stem and the last suffix in some formats' names.
 _DOTTED = ("coco", "polygons", "names", "labelme", "sa1b")
 
@@ -53,7 +55,9 @@ def _claims(stem: str) -> set[str]:
 
 def write_png(path: str | Path, image: Image.Image) -> None:
     """Write a Pillow image. Raises OutputError."""
-    write_atomic(path, lambda file: image.save(file, "PNG", compress_level=4))  # 6 is twice as slow for 3 % less
+    # Photographs: level 6 is twice as slow as 4 for 3 % less. Masks: runs are found in half the time, and are smaller.
+    runs = {"compress_type": _RUN_LENGTHS} if image.mode in ("L", "I;16") else {}
+    write_atomic(path, lambda file: image.save(file, "PNG", compress_level=4, **runs))
 
 
 def write_json(path: str | Path, document: dict[str, Any]) -> None:

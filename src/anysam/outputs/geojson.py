@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from anysam import rle
 from anysam.errors import OptionError
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
-from anysam.outputs.polygons import fill_rings, record_outlines
-from anysam.outputs.reading import as_list, as_number, as_size, make_record
+from anysam.outputs.polygons import fill_parts, record_outlines
+from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record
 
 _WGS84 = ("EPSG:4326", "OGC:CRS84")
 _PIXELS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -64,7 +63,7 @@ def geojson_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
     if not isinstance(given, list) or len(given) != 6:
         raise OptionError(f"{name}: six numbers of the transform are expected.")
     a, b, c, d, e, f = (as_number(value, f"{name}: transform") for value in given)
-    if a * e - b * d == 0:
+    if not abs(a * e - b * d) > 1e-30:
         raise OptionError(f"{name}: the transform {given} maps the image to a line.")
     transform: _Transform = (a, b, c, d, e, f)
     records = []
@@ -74,25 +73,25 @@ def geojson_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
         geometry = feature.get("geometry") or {}
         if not isinstance(properties, Mapping) or not isinstance(geometry, Mapping):
             raise OptionError(f"{where} is malformed.")
-        masks = [fill_rings(part, size) for part in _parts(geometry, transform, where)]
         score, stability = properties.get("predicted_iou"), properties.get("stability_score")
         label = properties.get("label")
         records.append(
             make_record(
-                rle.union(masks) if masks else fill_rings([], size),
+                fill_parts(_parts(geometry, transform, where), size, where),
                 1.0 if score is None else as_number(score, where),
-                label=None if label is None else str(label),
+                label=None if label is None else as_text(label, where),
                 stability_score=None if stability is None else as_number(stability, where),
             )
         )
     crs = document.get("crs")
-    named = crs.get("properties", {}).get("name") if isinstance(crs, Mapping) else None
+    properties = crs.get("properties") if isinstance(crs, Mapping) else None
+    named = properties.get("name") if isinstance(properties, Mapping) else None
     mapped = transform != _PIXELS
     return ImageResult(
-        str(facts.get("file_name", name)),
+        as_file_name(facts.get("file_name", Path(name).name), name),
         size,
         tuple(records),
-        str(named) if named else ("EPSG:4326" if mapped else None),
+        as_text(named, f"{name}: crs") if named else ("EPSG:4326" if mapped else None),
         transform if mapped else None,
     )
 
@@ -100,7 +99,7 @@ def geojson_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
 def _parts(geometry: Mapping[str, Any], transform: _Transform, where: str) -> list[list[np.ndarray]]:
     kind, coordinates = geometry.get("type"), geometry.get("coordinates")
     if kind not in ("Polygon", "MultiPolygon"):
-        raise OptionError(f"{where} is a {str(kind)[:40]}; Polygon and MultiPolygon are accepted.")
+        raise OptionError(f"{where} is of the kind {str(kind)[:40]!r}; Polygon and MultiPolygon are accepted.")
     parts = as_list([coordinates] if kind == "Polygon" else coordinates, where, list)
     return [[_to_pixels(ring, transform, where) for ring in as_list(part, where, list)] for part in parts]
 
@@ -118,7 +117,9 @@ def _to_pixels(ring: object, transform: _Transform, where: str) -> np.ndarray:
     if len(points) < 4 or any(len(point) != 2 for point in points):
         raise OptionError(f"{where}: a ring is at least 4 points x y, the last like the first.")
     a, b, c, d, e, f = transform
-    pixels = (np.array(points[:-1]) - (c, f)) @ np.linalg.inv(np.array([[a, d], [b, e]]))
+    inverse = np.array([[e, -d], [-b, a]]) / (a * e - b * d)  # of the matrix of `_to_map`
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes of absurd numbers is refused where it is filled
+        pixels = (np.array(points[:-1]) - (c, f)) @ inverse
     nearest = np.round(pixels)
     return np.where(np.abs(pixels - nearest) < 1e-3, nearest, pixels)  # what the rounding of map coordinates has moved
 

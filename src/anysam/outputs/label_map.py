@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from anysam import rle
 from anysam.errors import OptionError
-from anysam.images import MAX_PIXELS
 from anysam.outputs.files import write_png
 from anysam.outputs.formats import ImageResult, Loss
+from anysam.outputs.reading import read_png
 from anysam.results import MaskRecord
 
 MOST_MASKS = 65_535
@@ -52,25 +52,18 @@ def write_label_map(path: str | Path, result: ImageResult) -> list[Loss]:
 
 def read_label_map(path: str | Path) -> ImageResult:
     """A mask for each number but 0 in a grey or palette PNG, in the order of the numbers. Raises OptionError."""
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise OptionError(f"{path} is too large: {image.width}x{image.height} pixels.")
-            if image.mode not in ("1", "L", "P", "I", "I;16"):
-                raise OptionError(f"{path} is no label map but in colours ({image.mode}); grey or palette is accepted.")
-            labels = np.asarray(image)
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise OptionError(f"{path} cannot be read as a PNG: {error}.") from error
+    labels = read_png(path, str(path))
     if labels.size and (labels.min() < 0 or labels.max() > MOST_MASKS):
         raise OptionError(f"{path} is no label map: its values go from {labels.min()} to {labels.max()}.")
-    return ImageResult(Path(path).name, (labels.shape[0], labels.shape[1]), tuple(_records(labels)))
+    height, width = labels.shape
+    return ImageResult(Path(path).stem.removesuffix("_labels"), (height, width), tuple(_records(labels)))
 
 
 def _records(labels: np.ndarray) -> list[MaskRecord]:
     """One pass for all numbers: the columns are laid end to end, and cut where the number changes."""
     height = len(labels)
-    flat = labels.ravel(order="F").astype(np.int64)
-    starts = np.concatenate([[0], np.flatnonzero(np.diff(flat)) + 1]).astype(np.int64)
+    flat = labels.ravel(order="F")
+    starts = np.concatenate([[0], np.flatnonzero(flat[1:] != flat[:-1]) + 1])
     ends, values = np.append(starts[1:], flat.size), flat[starts]
     order = np.argsort(values, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(values[order])) + 1)

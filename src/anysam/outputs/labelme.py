@@ -8,7 +8,7 @@ one object.
 import base64
 import binascii
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from anysam import rle
 from anysam.errors import OptionError
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
-from anysam.outputs.polygons import fill_rings, record_outlines
-from anysam.outputs.reading import as_list, as_number, as_size, make_record
+from anysam.outputs.polygons import INSET, fill_parts, joined_ring, record_outlines
+from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record, read_png
 from anysam.results import MaskRecord
 
 _VERSION = "5.5.0"
@@ -65,53 +65,55 @@ def _shapes(record: MaskRecord, number: int) -> list[dict[str, Any]]:
         mask = base64.b64encode(picture.getvalue()).decode("ascii")
         points = [[x0, y0], [x1 - 1, y1 - 1]]
         return [{**common, "group_id": None, "shape_type": "mask", "points": points, "mask": mask}]
-    return [{**common, "shape_type": "polygon", "points": each.outer.tolist(), "mask": None} for each in outlines]
+    # Inside of the edge: labelme draws the outline, too, when it makes masks of polygons.
+    rings = [np.round(joined_ring([each], INSET), 2).tolist() for each in outlines]
+    return [{**common, "shape_type": "polygon", "points": ring, "mask": None} for ring in rings]
 
 
 def labelme_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
     """A labelme document -> its masks; shapes that are neither polygons nor masks are refused. Raises OptionError."""
     size = as_size((document.get("imageHeight"), document.get("imageWidth")), name)
-    groups: dict[tuple[object, ...], list[dict[str, Any]]] = {}
+    groups: dict[tuple[object, ...], list[tuple[str, Mapping[str, Any]]]] = {}
     for number, shape in enumerate(as_list(document.get("shapes"), f"{name}: shapes"), start=1):
         group = shape.get("group_id")
         key = (number,) if group is None else (str(group), str(shape.get("label")))
-        groups.setdefault(key, []).append({**shape, "where": f"{name}: shape {number}"})
-    records = []
-    for shapes in groups.values():
-        label, score = str(shapes[0].get("label", _DEFAULT_NAME)), shapes[0].get("score")
-        segmentation = rle.union([_shape_to_rle(shape, size) for shape in shapes])
-        predicted_iou = 1.0 if score is None else as_number(score, shapes[0]["where"])
-        records.append(make_record(segmentation, predicted_iou, label=None if label == _DEFAULT_NAME else label))
-    return ImageResult(str(document.get("imagePath") or name), size, tuple(records))
+        groups.setdefault(key, []).append((f"{name}: shape {number}", shape))
+    records = tuple(_record(shapes, size) for shapes in groups.values())
+    return ImageResult(as_file_name(document.get("imagePath") or Path(name).name, name), size, records)
 
 
-def _shape_to_rle(shape: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    where, kind = shape["where"], shape.get("shape_type")
-    points = [[as_number(value, where) for value in point] for point in as_list(shape.get("points"), where, list)]
-    if any(len(point) != 2 for point in points):
-        raise OptionError(f"{where}: points are x y.")
-    if kind == "polygon":
-        return fill_rings([np.array(points).reshape(-1, 2)], size)
-    if kind != "mask" or len(points) != 2:
-        raise OptionError(f"{where} is a {str(kind)[:40]}; polygons and masks are accepted.")
-    (x0, y0), (x1, y1) = ((int(x), int(y)) for x, y in points)
+def _record(shapes: Sequence[tuple[str, Mapping[str, Any]]], size: tuple[int, int]) -> MaskRecord:
+    """The mask of the shapes of one group."""
+    polygons, masks = [], []
+    for where, shape in shapes:
+        points = [[as_number(value, where) for value in point] for point in as_list(shape.get("points"), where, list)]
+        if any(len(point) != 2 for point in points):
+            raise OptionError(f"{where}: points are x y.")
+        kind = shape.get("shape_type", "polygon")  # labelme 3 had no other and did not say so
+        if kind == "polygon":
+            polygons.append([np.array(points).reshape(-1, 2)])
+        elif kind == "mask" and len(points) == 2:
+            masks.append(_mask_to_rle(shape.get("mask"), points, size, where))
+        else:
+            raise OptionError(f"{where} is of the kind {str(kind)[:40]!r}; polygons and masks are accepted.")
+    where, shape = shapes[0]  # which names the group
+    label, score = as_text(shape.get("label", _DEFAULT_NAME), where), shape.get("score")
+    return make_record(
+        rle.union([fill_parts(polygons, size, where), *masks]),
+        1.0 if score is None else as_number(score, where),
+        label=None if label == _DEFAULT_NAME else label,
+    )
+
+
+def _mask_to_rle(text: object, corners: Sequence[Sequence[float]], size: tuple[int, int], where: str) -> dict[str, Any]:
+    """The mask of a PNG in base64 between its first and its last pixel, x y each."""
+    (x0, y0), (x1, y1) = corners
     if not (0 <= x0 <= x1 < size[1] and 0 <= y0 <= y1 < size[0]):
         raise OptionError(f"{where} lies outside of the image, which is {size[1]}x{size[0]}.")
-    part_size = (y1 - y0 + 1, x1 - x0 + 1)
-    mask = _picture(shape.get("mask"), part_size, where)
-    part = rle.write_rle(rle.mask_to_runs(mask), part_size)
-    return rle.place(part, (x0, y0), size)
-
-
-def _picture(text: object, size: tuple[int, int], where: str) -> np.ndarray:
-    """The mask (h, w) bool of a PNG in base64, whose size must be the one its points say, before it is unpacked."""
     try:
         data = base64.b64decode(text if isinstance(text, str) else "", validate=True)
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if (image.height, image.width) != size:
-                raise OptionError(
-                    f"{where}: the mask is {image.width}x{image.height}, its points say {size[1]}x{size[0]}."
-                )
-            return np.asarray(image.convert("L")) > 0
-    except (binascii.Error, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OptionError(f"{where}: the mask is no PNG in base64: {' '.join(str(error).split())}.") from error
+    except (binascii.Error, ValueError) as error:
+        raise OptionError(f"{where}: the mask is not in base64: {error}.") from error
+    part_size = (int(y1) - int(y0) + 1, int(x1) - int(x0) + 1)
+    mask = read_png(io.BytesIO(data), f"{where}: the mask", part_size) > 0
+    return rle.place(rle.write_rle(rle.mask_to_runs(mask), part_size), (int(x0), int(y0)), size)

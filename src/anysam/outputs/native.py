@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from anysam.errors import OptionError
+from anysam.outputs.coco import segmentation_to_rle
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult
-from anysam.outputs.reading import as_list, as_size
+from anysam.outputs.reading import as_box, as_file_name, as_list, as_number, as_prompt, as_size, as_text, make_record
 from anysam.results import MaskRecord
+
+_SCORES = ("stability_score", "detection_score")
 
 
 def result_to_dict(image_path: str | Path, size: tuple[int, int], records: Sequence[MaskRecord]) -> dict[str, Any]:
@@ -30,14 +32,23 @@ def native_to_results(document: Mapping[str, Any], name: str) -> list[ImageResul
     for number, row in enumerate(rows, start=1):
         where = f"{name}: image {number}"
         size = as_size(row.get("size"), where)
-        records = []
-        for form in as_list(row.get("masks"), f"{where}: masks"):
-            try:
-                record = MaskRecord.from_dict(form)
-            except OptionError as error:
-                raise OptionError(f"{where}: {error}") from error
-            if record.size != size:
-                raise OptionError(f"{where}: a mask is {record.size} and its image {size} (H, W).")
-            records.append(record)
-        results.append(ImageResult(Path(str(row.get("image", name))).name, size, tuple(records)))
+        forms = as_list(row.get("masks"), f"{where}: masks")
+        records = tuple(_record(form, size, f"{where}: mask {i}") for i, form in enumerate(forms, start=1))
+        file_name = Path(as_file_name(row.get("image", Path(name).name), where)).name
+        results.append(ImageResult(file_name, size, records))
     return results
+
+
+def _record(form: Mapping[str, Any], size: tuple[int, int], where: str) -> MaskRecord:
+    """`MaskRecord.to_dict` -> the record. Area and box are the mask's own."""
+    scores = [None if form.get(name) is None else as_number(form[name], where) for name in _SCORES]
+    label, prompt, crop_box = form.get("label"), form.get("prompt"), form.get("crop_box")
+    return make_record(
+        segmentation_to_rle(form.get("segmentation"), size, where),
+        as_number(form.get("predicted_iou"), where),
+        prompt=None if prompt is None else as_prompt(prompt, where),
+        label=None if label is None else as_text(label, where),
+        stability_score=scores[0],
+        crop_box=None if crop_box is None else as_box(crop_box, where),
+        detection_score=scores[1],
+    )

@@ -3,13 +3,12 @@
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
 
 from anysam import rle
-from anysam.errors import OptionError
-from anysam.images import MAX_PIXELS
+from anysam.errors import AnySamError, OptionError
 from anysam.outputs.arrays import read_npz
 from anysam.outputs.coco import coco_to_results
 from anysam.outputs.formats import READABLE, ImageResult
@@ -17,10 +16,11 @@ from anysam.outputs.geojson import geojson_to_result
 from anysam.outputs.label_map import read_label_map
 from anysam.outputs.labelme import labelme_to_result
 from anysam.outputs.native import native_to_results
-from anysam.outputs.reading import make_record, read_json
+from anysam.outputs.reading import make_record, read_json, read_png
 from anysam.outputs.sa1b import sa1b_to_result
 from anysam.outputs.yolo import read_yolo
 
+Found = TypeVar("Found")
 Sizes = Callable[[str], tuple[int, int]]
 
 _MASK_NAME = re.compile(r"(.+)_mask_(\d+)\.png", re.IGNORECASE)
@@ -28,13 +28,24 @@ _SUFFIXES = (".json", ".geojson", ".npz", ".txt", ".png")
 _JSON_KINDS = ("coco", "coco-polygons", "labelme", "geojson", "sa1b", "json")
 
 
+class UnknownKindError(OptionError):
+    """A whole JSON document, but not one of masks."""
+
+
 def read_masks(
-    path: str | Path, kind: str | None = None, sizes: Sizes | None = None, names: list[str] | None = None
+    path: str | Path,
+    kind: str | None = None,
+    sizes: Sizes | None = None,
+    names: list[str] | None = None,
+    failed: list[tuple[Path, AnySamError]] | None = None,
 ) -> list[ImageResult]:
     """The images and masks of a file, or of all files of a folder in one format; in the order of their names.
 
     kind: one of READABLE; None looks at names and contents. sizes: the size (H, W) of the image of a stem, which YOLO's
-    files need. names: of YOLO's classes. Formats without scores have predicted_iou 1.
+    files need. names: of YOLO's classes. Formats without scores have predicted_iou 1. Files without the name of their
+    image (YOLO, label maps, masks) give its stem.
+
+    failed: takes the files of a folder that cannot be read, with the reason; None raises the first.
 
     Raises OptionError for damaged files, for a kind that cannot be told, and for a folder of several kinds.
     """
@@ -44,12 +55,30 @@ def read_masks(
     if not source.exists():
         raise OptionError(f"There is no file or folder {source}.")
     files = _files(source, kind)
-    if source.is_dir() and kind is None:
-        _check_one_kind(source, files)
-    masks = [file for file in files if kind in (None, "png") and _MASK_NAME.fullmatch(file.name)]
-    if masks:
-        return _read_mask_pngs(masks)
-    return [result for file in files for result in _read_file(file, kind, sizes, names)]
+    collected = failed if source.is_dir() else None
+    if kind is None:
+        kinds = _attempt_all(files, lambda file: [(file, guess_kind(file))], collected)
+        files = [file for file, _ in kinds]
+        kind = _one_kind(source, {found for _, found in kinds})
+    if kind == "png":
+        groups = _mask_groups(files)
+        return _attempt_all(list(groups), lambda first: [_read_mask_pngs(groups[first])], collected)
+    chosen = kind
+    return _attempt_all(files, lambda file: _read_file(file, chosen, sizes, names), collected)
+
+
+def _attempt_all(
+    files: Sequence[Path], read: Callable[[Path], list[Found]], failed: list[tuple[Path, AnySamError]] | None
+) -> list[Found]:
+    found = []
+    for file in files:
+        try:
+            found += read(file)
+        except AnySamError as error:
+            if failed is None:
+                raise
+            failed.append((file, error))
+    return found
 
 
 def guess_kind(path: Path) -> str:
@@ -77,7 +106,7 @@ def _json_kind(document: object, path: Path) -> str:
         ):
             if all(key in document for key in keys):
                 return kind
-    raise OptionError(f"{path} is JSON of no format that is known here: {', '.join(_JSON_KINDS)}.")
+    raise UnknownKindError(f"{path} is JSON of no format that is known here: {', '.join(_JSON_KINDS)}.")
 
 
 def _files(source: Path, kind: str | None) -> list[Path]:
@@ -95,6 +124,8 @@ def _files(source: Path, kind: str | None) -> list[Path]:
     ]
     if kind in _JSON_KINDS:
         files = [file for file in files if _may_be(file, kind)]
+    if kind == "png":
+        files = [file for file in files if _MASK_NAME.fullmatch(file.name)]
     if kind == "labels":
         files = [file for file in files if not _MASK_NAME.fullmatch(file.name)]
     if not files:
@@ -106,26 +137,28 @@ def _may_be(file: Path, kind: str) -> bool:
     """Whether a file is JSON of this kind; both kinds of COCO are told apart by their names only."""
     if file.suffix.lower() not in (".json", ".geojson"):
         return False
+    try:
+        found = guess_kind(file)
+    except OptionError as error:
+        return not isinstance(error, UnknownKindError)  # what is damaged is for the reader to say
     endings = {"coco": ".polygons.json", "coco-polygons": ".coco.json"}
     if kind in endings:
-        return not file.name.lower().endswith(endings[kind]) and guess_kind(file) == "coco"
-    return guess_kind(file) == kind
+        return not file.name.lower().endswith(endings[kind]) and found == "coco"
+    return found == kind
 
 
-def _check_one_kind(folder: Path, files: Sequence[Path]) -> None:
-    kinds = sorted({guess_kind(file) for file in files})
+def _one_kind(source: Path, kinds: set[str]) -> str:
     if len(kinds) > 1:
-        raise OptionError(f"The folder {folder} has files of several formats, {', '.join(kinds)}; say which to read.")
+        words = ", ".join(sorted(kinds))
+        raise OptionError(f"The folder {source} has files of several formats, {words}; say which to read.")
+    return kinds.pop() if kinds else "json"  # without any file
 
 
-def _read_file(path: Path, kind: str | None, sizes: Sizes | None, names: list[str] | None) -> list[ImageResult]:
-    kind = guess_kind(path) if kind is None else kind
+def _read_file(path: Path, kind: str, sizes: Sizes | None, names: list[str] | None) -> list[ImageResult]:
     if kind == "npz":
         return [read_npz(path)]
     if kind == "labels":
         return [read_label_map(path)]
-    if kind == "png":
-        raise OptionError(f"{path} is not named like a mask: <image>_mask_<number>.png.")
     if kind == "yolo":
         if sizes is None:
             raise OptionError(f"{path} does not say how large its image is; say where the images are.")
@@ -140,29 +173,30 @@ def _read_file(path: Path, kind: str | None, sizes: Sizes | None, names: list[st
     return [{"labelme": labelme_to_result, "geojson": geojson_to_result, "sa1b": sa1b_to_result}[kind](document, name)]
 
 
-def _read_mask_pngs(paths: Sequence[Path]) -> list[ImageResult]:
-    """One image for each stem, its masks in the order of their numbers."""
+def _mask_groups(paths: Sequence[Path]) -> dict[Path, list[Path]]:
+    """The masks of each image, in the order of their numbers, by the first file."""
     groups: dict[str, list[tuple[int, Path]]] = {}
     for path in paths:
         found = _MASK_NAME.fullmatch(path.name)
-        assert found is not None
+        if found is None:
+            raise OptionError(f"{path} is not named like a mask: <image>_mask_<number>.png.")
         groups.setdefault(found[1], []).append((int(found[2]), path))
-    results = []
-    for stem, members in groups.items():
-        masks = [_mask_png(path) for _, path in sorted(members)]
-        if len({mask.shape for mask in masks}) > 1:
-            raise OptionError(f"The masks of {stem} in {members[0][1].parent} are of different sizes.")
-        size = (masks[0].shape[0], masks[0].shape[1])
-        records = [make_record(rle.write_rle(rle.mask_to_runs(mask), size)) for mask in masks]
-        results.append(ImageResult(stem, size, tuple(records)))
-    return results
+    ordered = [[path for _, path in sorted(members)] for members in groups.values()]
+    return {members[0]: members for members in ordered}
 
 
-def _mask_png(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path, formats=["PNG"]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise OptionError(f"{path} is too large: {image.width}x{image.height} pixels.")
-            return np.asarray(image.convert("L")) > 127
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OptionError(f"{path} cannot be read as a PNG: {error}.") from error
+def _read_mask_pngs(paths: Sequence[Path]) -> ImageResult:
+    records = []
+    size = None
+    for path in paths:
+        mask = read_png(path, str(path), size, colours=True)
+        size = (mask.shape[0], mask.shape[1])
+        records.append(make_record(rle.write_rle(rle.mask_to_runs(_is_object(mask)), size)))
+    assert size is not None
+    found = _MASK_NAME.fullmatch(paths[0].name)
+    return ImageResult(found[1] if found else paths[0].stem, size, tuple(records))
+
+
+def _is_object(mask: np.ndarray) -> np.ndarray:
+    """Lighter than half, or anything at all where there are fewer than 256 shades."""
+    return mask > 127 if mask.size and mask.max() > 127 else mask > 0

@@ -11,7 +11,7 @@ from anysam.errors import OptionError
 from anysam.outputs.coco import segmentation_to_rle
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
-from anysam.outputs.reading import as_list, as_number, as_size, make_record
+from anysam.outputs.reading import as_box, as_file_name, as_list, as_number, as_prompt, as_size, make_record
 from anysam.results import MaskRecord
 
 
@@ -21,8 +21,7 @@ def write_sa1b(path: str | Path, result: ImageResult, image_id: int = 0) -> list
     image = {"image_id": image_id, "width": width, "height": height, "file_name": result.file_name}
     annotations = [_annotation(record, number, result.size) for number, record in enumerate(result.records)]
     write_json(path, {"image": image, "annotations": annotations})
-    labelled = sum(record.label is not None for record in result.records)
-    return [Loss("sa1b", "labels of masks", labelled)] if labelled else []
+    return []
 
 
 def _annotation(record: MaskRecord, number: int, size: tuple[int, int]) -> dict[str, Any]:
@@ -49,30 +48,16 @@ def sa1b_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
     records = []
     for number, row in enumerate(as_list(document.get("annotations"), f"{name}: annotations"), start=1):
         where = f"{name}: annotation {number}"
-        stability, crop, points = row.get("stability_score"), row.get("crop_box"), row.get("point_coords")
+        stability, crop = row.get("stability_score"), row.get("crop_box")
+        points = as_list(row.get("point_coords") or [], f"{where}: point_coords", list)
+        x, y, width, height = (0.0,) * 4 if crop is None else as_box(crop, where)
         records.append(
             make_record(
                 segmentation_to_rle(row.get("segmentation"), size, where),
                 as_number(row.get("predicted_iou", 1.0), where),
-                prompt=_prompt(points, where),
+                prompt=as_prompt({"points": points, "labels": [1] * len(points)}, where) if points else None,
                 stability_score=None if stability is None else as_number(stability, where),
-                crop_box=_box(crop, where),
+                crop_box=None if crop is None else (x, y, x + width, y + height),
             )
         )
-    return ImageResult(str(image.get("file_name", name)), size, tuple(records))
-
-
-def _prompt(points: object, where: str) -> dict[str, Any] | None:
-    if not points:
-        return None
-    pairs = [[as_number(value, where) for value in point] for point in as_list(points, where, list)]
-    return {"points": pairs, "labels": [1] * len(pairs)}
-
-
-def _box(crop: object, where: str) -> tuple[float, float, float, float] | None:
-    if crop is None:
-        return None
-    if not isinstance(crop, list) or len(crop) != 4:
-        raise OptionError(f"{where}: crop_box is x y width height, got {str(crop)[:60]}.")
-    x, y, width, height = (as_number(value, where) for value in crop)
-    return x, y, x + width, y + height
+    return ImageResult(as_file_name(image.get("file_name", Path(name).name), name), size, tuple(records))

@@ -9,7 +9,7 @@ import numpy as np
 from anysam.outputs.arrays import write_npz
 from anysam.outputs.coco import write_coco_json
 from anysam.outputs.files import make_folder
-from anysam.outputs.formats import ImageResult, Loss, check_formats
+from anysam.outputs.formats import TABLE, ImageResult, Loss, check_formats
 from anysam.outputs.geojson import write_geojson
 from anysam.outputs.label_map import write_label_map
 from anysam.outputs.labelme import write_labelme
@@ -58,7 +58,7 @@ def write_outputs(
     written: list[Path] = []
     lost = [] if losses is None else losses
     if "png" in formats:
-        written += write_mask_pngs(folder, name, records)
+        written += write_result("png", folder, name, result, lost)
     if "overlay" in formats:
         written.append(folder / f"{name}_overlay.png")
         write_overlay_png(written[-1], image, records)
@@ -90,6 +90,9 @@ def write_result(
     kind: any of FORMATS but overlay and cutout. What the format cannot hold is appended to `losses`. path: instead of
     the format's own name in `folder`, for a format of one file. names: of YOLO's classes.
     """
+    labelled = sum(record.label is not None for record in result.records)
+    if labelled and kind not in (row.name for row in TABLE if row.labels):
+        losses.append(Loss(kind, "labels of masks", labelled))
     if kind == "png":
         return write_mask_pngs(folder, stem, result.records)
     if kind == "json":

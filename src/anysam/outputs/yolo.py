@@ -7,11 +7,12 @@ import numpy as np
 from anysam.errors import OptionError
 from anysam.outputs.files import write_text
 from anysam.outputs.formats import ImageResult, Loss
-from anysam.outputs.polygons import fill_rings, joined_ring, record_outlines
-from anysam.outputs.reading import MAX_BYTES, make_record
+from anysam.outputs.polygons import INSET, fill_rings, joined_ring, record_outlines
+from anysam.outputs.reading import MAX_BYTES, as_text, make_record
 from anysam.results import MaskRecord
 
 _DEFAULT_NAME = "object"
+_FARTHEST = 1000.0  # outlines may leave the image, but not by so much
 
 
 def names_path(path: str | Path) -> Path:
@@ -28,7 +29,8 @@ def write_yolo(path: str | Path, result: ImageResult, names: list[str] | None = 
     """Write the label file of an image, and the names of its classes beside it, one a line.
 
     names: the classes of a whole set of images; None takes those of this image. A mask of several parts or with holes
-    is one ring whose seams have no width. Ten digits are written: a vertex moves by less than 0.0001 pixels.
+    is one ring whose seams have no width. Vertices lie INSET inside of the mask's edge: loaders of these files round
+    down to whole pixels and draw the outline, too, and so get the mask itself.
     """
     names = class_names([result]) if names is None else names
     height, width = result.size
@@ -38,13 +40,15 @@ def write_yolo(path: str | Path, result: ImageResult, names: list[str] | None = 
         if not outlines:
             empty += 1
             continue
-        rings = [ring for each in outlines for ring in (each.outer, *each.holes)]
-        ring = joined_ring(rings) / (width, height)
-        numbers = " ".join(f"{value:.10g}" for value in ring.reshape(-1).tolist())
+        ring = joined_ring(outlines, INSET) / (width, height)
+        numbers = " ".join(f"{value:.8g}" for value in ring.reshape(-1).tolist())
         lines.append(f"{names.index(record.label or _DEFAULT_NAME)} {numbers}\n")
     write_text(path, "".join(lines))
-    write_text(names_path(path), "".join(f"{name}\n" for name in names))
-    return [Loss("yolo", "masks without a pixel", empty)] if empty else []
+    lines_of_names = [" ".join(name.splitlines()) for name in names]
+    write_text(names_path(path), "".join(f"{name}\n" for name in lines_of_names))
+    broken = sum(line != name for line, name in zip(lines_of_names, names, strict=True))
+    losses = [Loss("yolo", "masks without a pixel", empty), Loss("yolo", "line breaks in names", broken)]
+    return [loss for loss in losses if loss.count]
 
 
 def read_yolo(path: str | Path, size: tuple[int, int], names: list[str] | None = None) -> ImageResult:
@@ -54,7 +58,7 @@ def read_yolo(path: str | Path, size: tuple[int, int], names: list[str] | None =
     four numbers) are refused: they hold no mask.
     """
     if names is None and names_path(path).is_file():
-        names = _text(names_path(path)).splitlines()
+        names = [as_text(name, str(names_path(path))) for name in _text(names_path(path)).splitlines()]
     records = []
     for number, line in enumerate(_text(path).splitlines(), start=1):
         if line.strip():
@@ -69,16 +73,14 @@ def _record(words: list[str], size: tuple[int, int], names: list[str] | None, wh
         raise OptionError(f"{where}: a class number and coordinates are expected, got {error}.") from error
     if len(values) < 6 or len(values) % 2:
         raise OptionError(f"{where}: a mask is x y x y ... of at least 3 points, got {len(values)} numbers.")
-    if not np.isfinite(values).all() or number < 0:
-        raise OptionError(f"{where}: a class from 0 and finite coordinates are expected.")
+    if not (np.abs(values) < _FARTHEST).all() or number < 0:
+        raise OptionError(f"{where}: a class from 0 and coordinates of about 0 to 1 are expected.")
     if names is not None and number >= len(names):
         raise OptionError(f"{where}: there is no name for class {number}; {len(names)} names are known.")
-    label = f"class_{number}" if names is None else names[number]
+    label = as_text(f"class_{number}", where) if names is None else names[number]
     height, width = size
     ring = values.reshape(-1, 2) * (width, height)  # (N, 2)
-    nearest = np.round(ring)
-    ring = np.where(np.abs(ring - nearest) < 1e-3, nearest, ring)  # what the rounding of the digits has moved
-    return make_record(fill_rings([ring], size), label=None if label == _DEFAULT_NAME else label)
+    return make_record(fill_rings([ring], size, where), label=None if label == _DEFAULT_NAME else label)
 
 
 def _text(path: str | Path) -> str:
@@ -87,4 +89,4 @@ def _text(path: str | Path) -> str:
             raise OptionError(f"{path} is too large: at most {MAX_BYTES:,} bytes are read.")
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"{path} cannot be read: {error}.") from error
+        raise OptionError(f"{path} cannot be read: {' '.join(str(error).split())}.") from error
