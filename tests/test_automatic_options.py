@@ -25,6 +25,8 @@ def test_numbers_of_numpy_are_numbers():
         ({"point_grids": [np.zeros((1, 2))]}, "points_per_side or point_grids"),
         ({"points_per_side": 0}, "points_per_side must be a whole number of at least 1 or None, got 0"),
         ({"points_per_side": 2.5}, "whole number"),
+        ({"points_per_side": 100_000}, "points_per_side must be at most 1024, got 100000"),
+        ({"crop_n_layers": 20}, "crop_n_layers must be at most 6, got 20"),
         ({"points_per_side": True}, "whole number"),
         ({"points_per_batch": 0}, "points_per_batch"),
         ({"max_memory": 0}, "max_memory"),

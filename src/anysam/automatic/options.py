@@ -12,6 +12,9 @@ from anysam.errors import OptionError
 
 Level = Literal["whole", "part", "subpart"]
 LEAST_TILE = 64
+# Beyond these lie days of work or no memory for the points; one digit too many is told at once.
+MOST_POINTS_PER_SIDE = 1024
+MOST_CROP_LAYERS = 6
 LEVELS: tuple[Level, ...] = ("whole", "part", "subpart")
 
 
@@ -19,16 +22,16 @@ LEVELS: tuple[Level, ...] = ("whole", "part", "subpart")
 class EverythingOptions:
     """How all masks of an image are found. The first group is the published automatic mask generator's, by its names.
 
-    points_per_side: points of the grid along each side; None when point_grids gives the points. points_per_batch:
-    points asked at once; None plans it by max_memory; no effect on the result. pred_iou_thresh: 0 to 1, masks whose
-    predicted IoU is not above it are dropped (0: none are). stability_score_thresh: 0 to 1, masks that change more
-    when the threshold moves by stability_score_offset (in logits) to either side are dropped (0: none are).
+    points_per_side: points of the grid along each side, at most 1024; None when point_grids gives the points.
+    points_per_batch: points asked at once; None plans it by max_memory; no effect on the result. pred_iou_thresh: 0 to
+    1, masks whose predicted IoU is not above it are dropped (0: none are). stability_score_thresh: 0 to 1, masks that
+    change more when the threshold moves by stability_score_offset (in logits) to either side are dropped (0: none are).
     box_nms_thresh: 0 to 1, of two masks whose boxes have an IoU above it the one with the lower predicted IoU is
-    dropped. crop_n_layers: further passes on crops of the image, 2^i x 2^i of them in layer i; crop_nms_thresh: as
-    box_nms_thresh, between crops, the smaller crop wins; crop_overlap_ratio: overlap of crops as a part of the image's
-    shorter side; crop_n_points_downscale_factor: points_per_side is divided by it to the power of the layer.
-    point_grids: points of each layer instead, (N, 2) in 0..1, x y. min_mask_region_area: pixels; smaller holes are
-    filled and smaller islands removed.
+    dropped. crop_n_layers: further passes, at most 6, on crops of the image, 2^i x 2^i of them in layer i;
+    crop_nms_thresh: as box_nms_thresh, between crops, the smaller crop wins; crop_overlap_ratio: overlap of crops as a
+    part of the image's shorter side; crop_n_points_downscale_factor: points_per_side is divided by it to the power of
+    the layer. point_grids: points of each layer instead, (N, 2) in 0..1, x y. min_mask_region_area: pixels; smaller
+    holes are filled and smaller islands removed.
 
     Ours: levels: of the masks of each point, which sizes are candidates; None for all. min_area: pixels, smaller
     masks are dropped. max_masks: at most so many, the best. merge_duplicates: masks whose IoU is above it become one
@@ -75,6 +78,12 @@ class EverythingOptions:
         _check_whole("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1)
         for name in ("crop_n_layers", "min_mask_region_area", "min_area"):
             _check_whole(name, getattr(self, name), 0)
+        for name, value, most in (
+            ("points_per_side", self.points_per_side, MOST_POINTS_PER_SIDE),
+            ("crop_n_layers", self.crop_n_layers, MOST_CROP_LAYERS),
+        ):
+            if value is not None and value > most:
+                raise OptionError(f"{name} must be at most {most}, got {value}; lower it.")
         for name in (
             *("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"),
             *("crop_nms_thresh", "crop_overlap_ratio"),

@@ -13,9 +13,9 @@ PRESETS = ("default", *LEVELS, "dense", "fast")
 # SAM's largest encoder. Families that are not here, among them TAP, which publishes no such mode, have those.
 _BY_FAMILY: Mapping[str, EverythingOptions] = {
     # Ours: its predicted IoUs are low, its logits shallow, and its stability says little of a mask (correlation with
-    # the true overlap 0.15 to 0.19, of the predicted IoU 0.33); the published thresholds leave no mask at all. Measured on
-    # 30 photographs of six datasets: these find .44 of the objects at an IoU of 0.5 in 131 masks; four times the points
-    # with 0.4 find .45 in 129.
+    # the true overlap 0.15 to 0.19, of the predicted IoU 0.33); the published thresholds leave no mask at all.
+    # Measured on 30 photographs of six datasets: these find .44 of the objects at an IoU of 0.5 in 131 masks; four
+    # times the points with 0.4 find .45 in 129.
     "anysam_lite": EverythingOptions(
         points_per_side=16,
         pred_iou_thresh=0.3,
