@@ -9,6 +9,7 @@ table shows a hash of all records. A model whose weights are not on this machine
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import platform
@@ -24,6 +25,7 @@ from speed import PHOTO, open_model
 
 from anysam.automatic.grid_mode import grid_records
 from anysam.automatic.options import EverythingOptions
+from anysam.automatic.presets import preset
 from anysam.errors import OptionError
 from anysam.memory import parse_size
 
@@ -52,9 +54,9 @@ def measure(name: str, size: tuple[int, int], bound: str, points: int) -> dict[s
     # Random weights make no good masks: then the filters let all of them through.
     random = getattr(model, "weights_sha256", "") == "random"
     thresholds = {"pred_iou_thresh": 0.0, "stability_score_thresh": 0.0} if random else {}
-    options = EverythingOptions(
-        points_per_side=points, max_memory=None if bound == "none" else parse_size(bound), **thresholds
-    )
+    own = EverythingOptions() if name == "synthetic" or random else preset("default", name)
+    limit = None if bound == "none" else parse_size(bound)
+    options = dataclasses.replace(own, points_per_side=points, max_memory=limit, **thresholds)
     forget_peak()
     before = resident_megabytes("VmRSS")
     try:

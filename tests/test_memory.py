@@ -1,8 +1,11 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from anysam.automatic.working_memory import working_memory
+from anysam.catalogue import VARIANTS
 from anysam.errors import OptionError
 from anysam.memory import (
     MEGABYTE,
@@ -103,3 +106,34 @@ def test_an_impossible_bound_names_a_least_size_that_is_enough():
             plan_grid(MEGABYTE, size, 193 * 256, 4, working, **arguments)
         least = str(caught.value).split(" need ")[1].split()[0]
         assert plan_grid(parse_size(least), size, 193 * 256, 4, working, **arguments).points_at_once >= 1
+
+
+_PEAK = """
+import re, sys, torch
+import anysam
+
+def resident(name):
+    return int(re.search(name + r":\\s+(\\d+)", open("/proc/self/status").read())[1]) * 1024
+
+model, image = anysam.load(), anysam.read_image(sys.argv[1])
+image = image.repeat(2, 0).repeat(2, 1)[:600, :800].copy()
+before = resident("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+records = model.everything(image)
+print(len(records), resident("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is told by Linux only")
+def test_everything_on_a_photograph_adds_at_most_600_megabytes():
+    photo = Path(__file__).parents[1] / "examples" / "images" / "astronaut.png"
+    done = subprocess.run([sys.executable, "-c", _PEAK, photo], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    masks, peak = map(int, done.stdout.split())
+    assert masks > 20 and peak < 600_000_000
+
+
+@pytest.mark.parametrize("row", VARIANTS, ids=lambda row: row.name)
+def test_every_model_says_what_it_takes(row):
+    taken = working_memory(row.name)
+    assert 50_000_000 < taken.encode < 2_000_000_000 and taken.decode > 0 and taken.point > 0

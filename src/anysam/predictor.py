@@ -23,6 +23,7 @@ from anysam.automatic.everything import ImageStore, find_everything
 from anysam.automatic.interface import PointMasks, Resize
 from anysam.automatic.options import EverythingOptions
 from anysam.automatic.presets import preset
+from anysam.automatic.working_memory import working_memory
 from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, find_variant
 from anysam.checkpoints import load_model
 from anysam.derived_prompts import check_points, choose_by_mask, prompt_from_mask
@@ -31,6 +32,7 @@ from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError, PromptError
 from anysam.images import read_image
 from anysam.letterbox import prepare_letterbox
+from anysam.memory import WorkingMemory
 from anysam.models import InstanceModel, PromptableModel, SelectingModel
 from anysam.models.layers import fuse, move
 from anysam.preprocess import Preprocess, mask_to_logits, prepare_image, prompt_tokens, upscale_logits
@@ -191,6 +193,10 @@ class Model:
     def resize(self, encoded: EncodedImage) -> Resize:
         """From the logits of `decode_points` to the encoded image's pixels."""
         return make_resize(self._promptable().preprocess, encoded, self.device)
+
+    def working_memory(self) -> WorkingMemory:
+        """Bytes that it takes beside its weights, for the plan of everything mode."""
+        return working_memory(self.variant)
 
     @torch.inference_mode()
     def _predict(self, encoded: EncodedImage, prompts: list[Prompt], multimask: bool | None) -> list[Prediction]:

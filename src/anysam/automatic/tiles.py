@@ -39,7 +39,7 @@ from anysam.rasters import ImageSource
 from anysam.results import MaskRecord
 from anysam.rle import Box
 
-CUT = 0.15  # largest share of an outline that may follow the borders of tiles
+CUT = 0.03  # largest share of an outline that may follow the borders of tiles; beyond, it would show as a seam
 _OUTSIDE = 0.05  # a piece is the whole object when no more than this share of it was seen outside its tile
 _LEAST_TILE = 64  # pixels
 _LEAST_OVERLAP, _MOST_OVERLAP = 0.05, 0.9

@@ -1,0 +1,37 @@
+"""What networks take beside their weights while they work, for the plan of everything mode (`memory.plan_grid`)."""
+
+import torch
+
+from anysam.catalogue import find_variant
+from anysam.memory import MEGABYTE, WorkingMemory
+
+# Megabytes (10^6) of encoding a photograph of 800x600 in float32 on a CPU: the measured peak above the loaded model, of
+# the widest size that was measured. Image encoders take as much for any photograph, but for its own pixels.
+_ENCODING = {
+    "anysam_lite": 90,
+    "sam": 253,
+    "mobile_sam": 130,
+    "mobile_sam_v2": 130,
+    "edge_sam": 131,
+    "efficient_sam": 129,
+    "efficientvit_sam": 358,
+    "slim_sam": 209,
+    "sam_lightening": 160,
+    "tap": 285,
+}
+# Sizes that were not measured: in proportion to the width of their tokens.
+_WIDER = {"vit_l": 4 / 3, "vit_h": 5 / 3, "sam_vit_h": 10 / 3}
+_MARGIN = 1.2  # allocations are not packed without gaps
+_USUAL = 400
+
+# The decoder: what is shared, and what each of its threads takes.
+_DECODER, _DECODER_THREAD, _MOST_THREADS = 60 * MEGABYTE, 32 * MEGABYTE, 16
+_POINT = 256 * 1024
+
+
+def working_memory(variant: str) -> WorkingMemory:
+    """Bytes that a variant of the catalogue takes beside its weights; estimated where it was not measured."""
+    row = find_variant(variant)
+    encoding = _ENCODING.get(row.family, _USUAL) * _WIDER.get(row.size, 1.0) * _MARGIN
+    threads = min(torch.get_num_threads(), _MOST_THREADS)
+    return WorkingMemory(encode=round(encoding * 1_000_000), decode=_DECODER + threads * _DECODER_THREAD, point=_POINT)
