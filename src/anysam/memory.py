@@ -157,6 +157,8 @@ class GridPlan:
 
 
 # What a plan takes at most: more would not be faster.
+# Percent of a bound that is planned with: the rest is for gaps between allocations and for Python's own objects.
+_USABLE = 75
 _MOST_POINTS = {"cpu": 64, "gpu": 256}
 _MOST_KEPT = {"cpu": 192 * MEGABYTE, "gpu": 2048 * MEGABYTE}
 _MOST_MASKS = 32
@@ -190,13 +192,15 @@ def plan_grid(
     lines = 12 * height * min(width, 1024) + 4 * MEGABYTE
     answering = working.decode + max(exact, lines)
     least = max(working.encode, answering + point + _LEAST_KEPT)
-    if bound < least:
+    usable = bound * _USABLE // 100
+    if usable < least:
+        needed = format_size(-(-100 * least // _USABLE))
         raise OptionError(
             f"At most {format_size(bound)} of memory may be taken, but this model and an image of {width}x{height} "
-            f"pixels need {format_size(least)} above the loaded model; raise max_memory, or use a smaller model."
+            f"pixels need {needed} above the loaded model; raise max_memory, or use a smaller model."
         )
     kind = "gpu" if on_gpu else "cpu"
-    spare = bound - answering - point - _LEAST_KEPT
+    spare = usable - answering - point - _LEAST_KEPT
     points = 1 + min(_MOST_POINTS[kind] - 1, spare // 2 // point)
     spare -= (points - 1) * point
     kept = _LEAST_KEPT + min(_MOST_KEPT[kind], spare // 2)

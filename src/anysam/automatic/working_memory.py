@@ -24,8 +24,8 @@ _WIDER = {"vit_l": 4 / 3, "vit_h": 5 / 3, "sam_vit_h": 10 / 3}
 _MARGIN = 1.2  # allocations are not packed without gaps
 _USUAL = 400
 
-# The decoder: what is shared, and what each of its threads takes.
-_DECODER, _DECODER_THREAD, _MOST_THREADS = 60 * MEGABYTE, 32 * MEGABYTE, 16
+# The decoder: what is shared, what each of its threads takes, and numba where it is there: the library itself.
+_DECODER, _DECODER_THREAD, _MOST_THREADS, _NUMBA = 100 * MEGABYTE, 40 * MEGABYTE, 16, 100 * MEGABYTE
 _POINT = 256 * 1024
 
 
