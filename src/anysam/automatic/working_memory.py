@@ -1,5 +1,7 @@
 """What networks take beside their weights while they work, for the plan of everything mode (`memory.plan_grid`)."""
 
+from importlib.util import find_spec
+
 import torch
 
 from anysam.catalogue import find_variant
@@ -26,6 +28,7 @@ _USUAL = 400
 
 # The decoder: what is shared, what each of its threads takes, and numba where it is there: the library itself.
 _DECODER, _DECODER_THREAD, _MOST_THREADS, _NUMBA = 100 * MEGABYTE, 40 * MEGABYTE, 16, 100 * MEGABYTE
+_WITHOUT_NUMBA = ("anysam_lite", "efficient_sam", "tap")
 _POINT = 256 * 1024
 
 
@@ -34,4 +37,7 @@ def working_memory(variant: str) -> WorkingMemory:
     row = find_variant(variant)
     encoding = _ENCODING.get(row.family, _USUAL) * _WIDER.get(row.size, 1.0) * _MARGIN
     threads = min(torch.get_num_threads(), _MOST_THREADS)
-    return WorkingMemory(encode=round(encoding * 1_000_000), decode=_DECODER + threads * _DECODER_THREAD, point=_POINT)
+    decode = _DECODER + threads * _DECODER_THREAD
+    if find_spec("numba") is not None and row.family not in _WITHOUT_NUMBA:
+        decode += _NUMBA
+    return WorkingMemory(encode=round(encoding * 1_000_000), decode=decode, point=_POINT)
