@@ -329,8 +329,8 @@ def test_a_map_of_any_size_is_read_tile_by_tile_unless_it_is_drawn(model, folder
 
 def test_tiles_of_the_built_in_model_cover_the_image(folder, capsys, photograph):
     photograph.save("cup.png")
-    arguments = ["cup.png", "--tile", "128", "--points-per-side", "3", "--format", "coco"]
-    status, _, err = run(capsys, *arguments, "--pred-iou-thresh", "0.3", "--stability-score-thresh", "0.1")
+    arguments = ["cup.png", "--tile", "96", "--points-per-side", "6", "--format", "coco"]
+    status, _, err = run(capsys, *arguments, "--pred-iou-thresh", "0.2", "--stability-score-thresh", "0")
     assert status == 0, err
     annotations = json.loads(Path("out/cup.coco.json").read_text())["annotations"]
     assert annotations and all(each["segmentation"]["size"] == [120, 160] for each in annotations)
