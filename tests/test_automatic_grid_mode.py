@@ -284,6 +284,13 @@ def test_a_bound_that_is_too_small_is_refused_before_the_image_is_encoded():
         grid_records(model, picture(40, 56), EverythingOptions(max_memory=1_000_000), None)
 
 
+def test_points_per_batch_does_not_break_the_bound():
+    model = RandomModel(most_points=10**6)
+    options = EverythingOptions(points_per_side=10, points_per_batch=100, pred_iou_thresh=0.5, max_memory=500 * 2**20)
+    grid_records(model, picture(40, 56), options, None)
+    assert sum(model.batches) == 100 and 1 < max(model.batches) <= 64
+
+
 def test_a_full_device_halves_the_points_asked_at_once():
     options = EverythingOptions(points_per_side=6, points_per_batch=36, pred_iou_thresh=0.5, stability_score_thresh=0.3)
     expected = grid_records(RandomModel(), picture(40, 56), options, None)

@@ -9,6 +9,8 @@ from PIL import Image
 
 import anysam
 from anysam import EncodedImage, EverythingOptions, Prompt
+from anysam.errors import OptionError
+from anysam.memory import parse_size
 from anysam.models import InstanceModel
 from tiny_models import TINY, tiny_model
 
@@ -144,3 +146,15 @@ def test_panoptic_masks_have_no_pixel_in_common():
     )
     assert records
     assert sum(record.to_mask().astype(int) for record in records).max() == 1
+
+
+@pytest.mark.parametrize("way", ["in one pass", "detector"])
+def test_a_bound_that_one_pass_cannot_keep_is_refused_with_the_least_that_is_enough(way):
+    # Weights for a random image find nothing, which takes less: what counts here is what is refused.
+    model = tiny_model("fast_sam" if way == "in one pass" else "mobile_sam_v2")
+    detector = None if way == "in one pass" else tiny_model("object_aware")
+    with pytest.raises(OptionError, match="10M of memory .* 61x48 pixels need") as caught:
+        model.everything(photograph(), EverythingOptions(max_memory=10 * 2**20), detector=detector)
+    least = parse_size(str(caught.value).split(" need ")[1].split()[0])
+    assert least > 100_000_000
+    model.everything(photograph(), EverythingOptions(max_memory=least), detector=detector)

@@ -156,13 +156,22 @@ class GridPlan:
     masks_at_once: int
 
 
-# What a plan takes at most: more would not be faster.
 # Percent of a bound that is planned with: the rest is for gaps between allocations and for Python's own objects.
 _USABLE = 75
+# What a plan takes at most: more would not be faster.
 _MOST_POINTS = {"cpu": 64, "gpu": 256}
 _MOST_KEPT = {"cpu": 192 * MEGABYTE, "gpu": 2048 * MEGABYTE}
 _MOST_MASKS = 32
 _LEAST_KEPT = 4 * MEGABYTE
+
+
+def check_bound(bound: int, least: int, size: tuple[int, int]) -> None:
+    """Raises OptionError if an image of size (H, W) needs `least` bytes, more than the bound."""
+    if bound < least:
+        raise OptionError(
+            f"At most {format_size(bound)} of memory may be taken, but this model and an image of {size[1]}x{size[0]} "
+            f"pixels need {format_size(least)} above the loaded model; raise max_memory, or use a smaller model."
+        )
 
 
 def plan_grid(
@@ -193,12 +202,7 @@ def plan_grid(
     answering = working.decode + max(exact, lines)
     least = max(working.encode, answering + point + _LEAST_KEPT)
     usable = bound * _USABLE // 100
-    if usable < least:
-        needed = format_size(-(-100 * least // _USABLE))
-        raise OptionError(
-            f"At most {format_size(bound)} of memory may be taken, but this model and an image of {width}x{height} "
-            f"pixels need {needed} above the loaded model; raise max_memory, or use a smaller model."
-        )
+    check_bound(bound, -(-100 * least // _USABLE), size)
     kind = "gpu" if on_gpu else "cpu"
     spare = usable - answering - point - _LEAST_KEPT
     points = 1 + min(_MOST_POINTS[kind] - 1, spare // 2 // point)

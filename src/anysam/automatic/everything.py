@@ -17,7 +17,7 @@ from anysam.automatic.refine import refine
 from anysam.automatic.tiles import tiled_records
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError
-from anysam.memory import WorkingMemory
+from anysam.memory import MEGABYTE, WorkingMemory, check_bound
 from anysam.models import InstanceModel
 from anysam.rasters import ArraySource, ImageSource
 from anysam.results import MaskRecord
@@ -30,6 +30,10 @@ _GRID_ONLY = (
     *("stability_score_offset", "crop_n_layers", "crop_nms_thresh", "crop_overlap_ratio"),
     *("crop_n_points_downscale_factor", "levels"),
 )
+
+
+# Low-resolution logits of all objects that are found in one pass, and one mask of full-size logits.
+_OBJECTS = 96 * MEGABYTE
 
 
 class EverythingModel(GridModel, PromptModel, FindingModel, Protocol):
@@ -107,10 +111,21 @@ def _one_image(
     progress: Progress | None,
 ) -> list[MaskRecord]:
     if isinstance(model.network, InstanceModel):
+        _check_memory(model, pixels, options, _OBJECTS)
         return instance_records(model, encode(pixels), options, progress)
     if detector is not None:
+        _check_memory(detector, pixels, options, 0)
         return detected_records(model, detector, pixels, options, progress, encode)
     return grid_records(_Gridded(model, encode), pixels, options, progress)
+
+
+def _check_memory(model: FindingModel, pixels: np.ndarray, options: EverythingOptions, more: int) -> None:
+    """Nothing is cut in a network that answers in one pass, so a bound that it cannot keep is refused before."""
+    if options.max_memory is not None and isinstance(model, MeasuredModel):
+        height, width = pixels.shape[:2]
+        least = model.working_memory().encode + more + height * width
+        # Masks take the last quarter of the bound, see `boxes.masks_at_once`.
+        check_bound(options.max_memory, -(-4 * least // 3), (height, width))
 
 
 def _encoded(

@@ -78,7 +78,8 @@ def _crop_masks(
     )
     least_iou = options.pred_iou_thresh if options.pred_iou_thresh > 0 else -math.inf
     frame = None
-    at_once = options.points_per_batch or plan.points_at_once
+    # More than planned would break the bound.
+    at_once = min(options.points_per_batch or plan.points_at_once, plan.points_at_once)
     asked = -math.inf if options.levels else least_iou  # levels are told apart among all masks of a point
     for part, answer in _decoded(model, encoded, points, asked, at_once):
         if options.levels:

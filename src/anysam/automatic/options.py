@@ -23,7 +23,7 @@ class EverythingOptions:
     """How all masks of an image are found. The first group is the published automatic mask generator's, by its names.
 
     points_per_side: points of the grid along each side, at most 1024; None when point_grids gives the points.
-    points_per_batch: points asked at once; None plans it by max_memory; no effect on the result. pred_iou_thresh: 0 to
+    points_per_batch: points asked at once, at most; the plan of max_memory may allow fewer. pred_iou_thresh: 0 to
     1, masks whose predicted IoU is not above it are dropped (0: none are). stability_score_thresh: 0 to 1, masks that
     change more when the threshold moves by stability_score_offset (in logits) to either side are dropped (0: none are).
     box_nms_thresh: 0 to 1, of two masks whose boxes have an IoU above it the one with the lower predicted IoU is
