@@ -32,7 +32,9 @@ RANKS = [
     ["encoded_image"],
     ["store"],
     ["automatic"],
+    ["describe"],
     ["predictor"],
+    ["describers"],
     ["outputs"],
     ["compat"],
     ["train", "evaluate"],
@@ -46,7 +48,8 @@ ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: lazy, and l
 # torch is a second of waiting and half a gigabyte: what does not compute with it does not import it.
 WITH_TORCH = {
     *("unpickling", "weights_files", "preprocess", "letterbox", "models", "identification", "checkpoints"),
-    *("devices", "memory", "encoded_image", "store", "automatic", "predictor", "compat", "train", "evaluate"),
+    *("devices", "memory", "encoded_image", "store", "automatic", "describe", "predictor", "describers", "compat"),
+    *("train", "evaluate"),
 }
 
 

@@ -116,6 +116,32 @@ def test_prompts_that_miss_the_image_are_refused(arguments, message):
             function(prompt, IMAGE_SIZE)
 
 
+def test_a_text_keeps_its_words_and_survives_json():
+    prompt = Prompt(text=" the  red\ncar ")
+    assert prompt.text == "the red car"
+    assert prompt.to_dict() == {"text": "the red car"}
+    assert Prompt.from_dict(prompt.to_dict()).text == "the red car"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": ""}, "text is empty"),
+        ({"text": " \t\n"}, "text is empty"),
+        ({"text": ["a", "b"]}, "must be a string, got list"),
+        ({"text": "car", "box": [0, 0, 5, 5]}, "stands alone, got text and box"),
+    ],
+)
+def test_malformed_texts_are_refused(arguments, message):
+    with pytest.raises(PromptError, match=message):
+        Prompt(**arguments)
+
+
+def test_a_text_is_nothing_that_can_be_put_in_points():
+    with pytest.raises(PromptError, match="Model.find"):
+        resolve_prompt(Prompt(text="car"), IMAGE_SIZE)
+
+
 def test_the_edges_of_the_image_belong_to_it_and_boxes_may_reach_over():
     prompt = Prompt(points=[[0, 0], [60, 40]], box=[-5, -5, 70, 3])
     resolved = resolve_prompt(prompt, IMAGE_SIZE)

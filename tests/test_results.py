@@ -1,6 +1,7 @@
 """Predictions and mask records."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,6 +56,36 @@ def test_record_survives_json():
     assert form["box"] == [3.0, 2.0, 9.0, 5.0]
     assert form["prompt"] == {"box": [1.0, 2.0, 3.0, 4.0]}
     assert MaskRecord.from_dict(form) == record
+
+
+def test_words_of_a_record_survive_json_in_their_order():
+    words = {
+        "label": "红色汽车",
+        "label_score": 0.75,
+        "label_scores": {"红色汽车": 0.75, "ambulance": 0.2, "cat": 0.05},
+    }
+    record = replace(
+        MaskRecord.from_mask(a_mask(), 0.5), **words, caption="a red car", caption_score=0.5, similarity=27.5
+    )
+    form = json.loads(json.dumps(record.to_dict()))
+    assert form["label_scores"] == words["label_scores"] and form["caption"] == "a red car"
+    restored = MaskRecord.from_dict(form)
+    assert restored == record
+    assert list(restored.label_scores) == ["红色汽车", "ambulance", "cat"]
+
+
+def test_a_record_of_an_earlier_version_has_no_words():
+    form = MaskRecord.from_mask(a_mask(), 0.5).to_dict()
+    words = ("label_score", "label_scores", "caption", "caption_score", "similarity")
+    for name in words:
+        del form[name]
+    assert [getattr(MaskRecord.from_dict(form), name) for name in words] == [None] * 5
+
+
+@pytest.mark.parametrize("change", [{"label_scores": ["cat"]}, {"label_scores": {"cat": "often"}}, {"similarity": "x"}])
+def test_malformed_words_are_refused(change):
+    with pytest.raises(OptionError, match="malformed"):
+        MaskRecord.from_dict({**MaskRecord.from_mask(a_mask(), 0.5).to_dict(), **change})
 
 
 def test_record_of_an_empty_mask_has_no_area_and_a_zero_box():

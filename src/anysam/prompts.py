@@ -1,4 +1,5 @@
-"""What the user points at: points, a box, a mask, an outline or a stroke, in original-image pixels. No torch, no model.
+"""What the user points at, with points, a box, a mask, an outline or a stroke in original-image pixels, or says in
+words. No torch, no model.
 
 Coordinates are x right, y down, measured in pixels of the original image with 0 0 at its top left corner. Boxes are
 x0 y0 x1 y1, sizes (H, W). A `Prompt` is what was said; `resolve_prompt` turns it into what models understand.
@@ -22,7 +23,7 @@ SCRIBBLE_SPACING = 10.0  # pixels between them at least, so that a dab of the br
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """One object, pointed at in one or several ways. Lists are accepted and become arrays; arrays are copied.
+    """One object, pointed at in one or several ways, or said in words. Lists become arrays; arrays are copied.
 
     points: (N, 2), x y, pixels; with labels (N,) of 1 (on the object) or 0 (not on it); without labels all are 1.
     box: (4,), x0 y0 x1 y1, pixels, x1 > x0 and y1 > y0.
@@ -30,6 +31,8 @@ class Prompt:
     low_res_logits: (h, w) float32, one row of an earlier `Prediction.low_res_logits`, to refine it.
     polygon: (N >= 3, 2), x y: the object's rough outline; becomes a mask.
     scribble, scribble_negative: (N >= 1, 2), x y: a stroke on the object, or on the background; become points.
+    text: what to look for in the whole image, for example "the red car"; stands alone. Needs an image-text model, see
+    `Model.find`. Line breaks and repeated spaces become one space.
 
     At most one of mask, low_res_logits and polygon. Raises PromptError when something is malformed or nothing is given;
     an empty list of points counts as nothing.
@@ -43,8 +46,10 @@ class Prompt:
     polygon: np.ndarray | None = None
     scribble: np.ndarray | None = None
     scribble_negative: np.ndarray | None = None
+    text: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "text", _text(self.text))
         points = _vertices("points", self.points, least=0)
         checked = {
             "points": points,
@@ -63,8 +68,11 @@ class Prompt:
         masks = [name for name in ("mask", "low_res_logits", "polygon") if checked[name] is not None]
         if len(masks) > 1:
             raise PromptError(f"A prompt takes one of mask, low_res_logits and polygon, got {' and '.join(masks)}.")
-        if all(value is None for value in checked.values()):
-            raise PromptError("The prompt is empty; give points, a box, a mask, a polygon or a scribble.")
+        given = [name for name, value in checked.items() if value is not None]
+        if self.text is not None and given:
+            raise PromptError(f"A text prompt stands alone, got text and {' and '.join(given)}.")
+        if self.text is None and not given:
+            raise PromptError("The prompt is empty; give points, a box, a mask, a polygon, a scribble or a text.")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form: what was given, as lists; a mask as COCO RLE; logits as their shape and base64 of float32."""
@@ -82,6 +90,8 @@ class Prompt:
         if self.low_res_logits is not None:
             data = base64.b64encode(self.low_res_logits.astype("<f4").tobytes()).decode("ascii")
             form["low_res_logits"] = {"shape": list(self.low_res_logits.shape), "float32": data}
+        if self.text is not None:
+            form["text"] = self.text
         return form
 
     @classmethod
@@ -104,6 +114,7 @@ class Prompt:
                 polygon=form.get("polygon"),
                 scribble=form.get("scribble"),
                 scribble_negative=form.get("scribble_negative"),
+                text=form.get("text"),
             )
         except OptionError as error:  # from decode_rle
             raise PromptError(str(error)) from error
@@ -166,8 +177,14 @@ def resolve_prompt(prompt: Prompt, image_size: tuple[int, int], max_points: int 
     A polygon is filled, strokes become points (the clicks first, then the stroke on the object, then the one on the
     background). A mask with neither points nor a box is joined by its own tight box: SAM's training always had a
     click or a box beside the mask, and without one its answer is arbitrary. low_res_logits are passed on as they are.
-    Raises PromptError as `validate_prompt` does, and for a polygon too thin to cover a pixel.
+    Raises PromptError as `validate_prompt` does, for a polygon too thin to cover a pixel, and for a text, which says
+    nothing about places.
     """
+    if prompt.text is not None:
+        raise PromptError(
+            f"The text {_shorten(prompt.text)} cannot be found in an encoded image alone; use Model.find with the "
+            "photograph and an image-text model (anysam.load_image_text)."
+        )
     validate_prompt(prompt, image_size)
     points = [np.zeros((0, 2)) if prompt.points is None else prompt.points]
     labels = [np.zeros(0, dtype=np.int64) if prompt.labels is None else prompt.labels]
@@ -284,6 +301,17 @@ def _low_res_logits(value: ArrayLike | None) -> np.ndarray | None:
         hint = "; take one row, such as prediction.low_res_logits[prediction.best]" if array.ndim == 3 else ""
         raise PromptError(f"low_res_logits must be (h, w), got {array.shape}{hint}.")
     return array
+
+
+def _text(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise PromptError(f"text must be a string, got {type(value).__name__}; several texts are several prompts.")
+    words = " ".join(value.split())
+    if not words:
+        raise PromptError(f"text is empty, got {value!r}; write what to look for, for example 'the red car'.")
+    return words
 
 
 def _logits_from_dict(form: Mapping[str, Any]) -> np.ndarray:

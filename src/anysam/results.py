@@ -50,10 +50,16 @@ class MaskRecord:
 
     segmentation: COCO RLE of the mask at original-image size. area: pixels. box: x0 y0 x1 y1 in pixels, right and
     bottom exclusive; all 0 when the mask is empty. predicted_iou: the model's estimate, about 0 to 1. prompt: the
-    `Prompt.to_dict` it answers, or None. label: a name for the object, or None. What everything mode knows besides:
-    stability_score, 0 to 1: how little the mask changes with its threshold (NaN for a mask that is empty at both; null
-    in JSON); crop_box: x0 y0 x1 y1 of the part of the image that the model saw; detection_score: 0 to 1, of the object
-    whose box was the prompt. Raises OptionError when predicted_iou is not finite, which JSON cannot hold.
+    `Prompt.to_dict` it answers, or None. What everything mode knows besides: stability_score, 0 to 1: how little the
+    mask changes with its threshold (NaN for a mask that is empty at both; null in JSON); crop_box: x0 y0 x1 y1 of the
+    part of the image that the model saw; detection_score: 0 to 1, of the object whose box was the prompt.
+
+    Words, each None where nobody asked for it. label: a name for the object. label_score: 0 to 1, how probable the name
+    is among those that were considered. label_scores: the best names considered, and for a text prompt the negatives,
+    with their probabilities, best first. caption: a phrase. caption_score: 0 to 1, the geometric mean of its tokens'
+    probabilities. similarity: of the mask's picture and the text that asked for it, as the image-text model says it.
+
+    Raises OptionError when predicted_iou is not finite, which JSON cannot hold.
     """
 
     segmentation: dict[str, Any]
@@ -65,6 +71,11 @@ class MaskRecord:
     stability_score: float | None = None
     crop_box: tuple[float, float, float, float] | None = None
     detection_score: float | None = None
+    label_score: float | None = None
+    label_scores: dict[str, float] | None = None
+    caption: str | None = None
+    caption_score: float | None = None
+    similarity: float | None = None
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.predicted_iou):
@@ -111,6 +122,11 @@ class MaskRecord:
             "stability_score": _finite(self.stability_score),
             "crop_box": None if self.crop_box is None else list(self.crop_box),
             "detection_score": _finite(self.detection_score),
+            "label_score": _finite(self.label_score),
+            "label_scores": None if self.label_scores is None else dict(self.label_scores),
+            "caption": self.caption,
+            "caption_score": _finite(self.caption_score),
+            "similarity": _finite(self.similarity),
         }
 
     @classmethod
@@ -131,6 +147,11 @@ class MaskRecord:
                 stability_score=_number(form.get("stability_score")),
                 crop_box=None if crop_box is None else (crop_box[0], crop_box[1], crop_box[2], crop_box[3]),
                 detection_score=_number(form.get("detection_score")),
+                label_score=_number(form.get("label_score")),
+                label_scores=_scores(form.get("label_scores")),
+                caption=form.get("caption"),
+                caption_score=_number(form.get("caption_score")),
+                similarity=_number(form.get("similarity")),
             )
         except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise OptionError(
@@ -148,3 +169,7 @@ def _finite(value: float | None) -> float | None:
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
+
+
+def _scores(value: Any) -> dict[str, float] | None:
+    return None if value is None else {str(name): float(score) for name, score in value.items()}
