@@ -75,7 +75,7 @@ def test_classes_decide_the_numbers(coco, tmp_path, capsys):
     assert [line[0] for line in (tmp_path / "labels" / "a.txt").read_text().splitlines()] == ["2", "0"]
     (tmp_path / "classes.txt").write_text("dog\n")
     assert main([*command, str(tmp_path / "classes.txt")]) == 2
-    assert "masks of cat" in capsys.readouterr().err
+    assert "masks of 'cat'" in capsys.readouterr().err
 
 
 def test_what_is_lost_is_said_and_counted(tmp_path, capsys):

@@ -263,24 +263,6 @@ def test_boxes_alone_cannot_be_chosen_among(network: FastSam) -> None:
         select(network, Instances(np.zeros((1, 4)), np.ones(1)), points=[[1, 1]])
 
 
-def test_text_chooses_among_large_masks_and_maps_back_to_all() -> None:
-    masks = drawn((0, 0, 5, 5), (0, 0, 60, 60), (0, 0, 10, 10), (20, 20, 40, 40)).masks
-    candidates = fast_sam.text_candidates(masks)
-    assert candidates.indices.tolist() == [1, 3]  # 100 pixels are not enough
-    assert candidates.boxes.tolist() == [[0, 0, 60, 60], [20, 20, 40, 40]]
-    chosen, probabilities = fast_sam.choose_by_text(masks, candidates, np.array([0.2, 0.21]))
-    assert chosen == 3
-    np.testing.assert_allclose(probabilities, [1 / (1 + np.e), np.e / (1 + np.e)], rtol=1e-4)
-    assert fast_sam.choose_by_text(masks, candidates, np.array([0.2, 0.21]), wider=True)[0] == 1
-    crop = fast_sam.text_crop(np.zeros((*SIZE, 3), dtype=np.uint8), candidates.boxes[1])
-    assert (crop == 0).all(axis=2).sum() == 400
-    with pytest.raises(OptionError, match="one similarity per candidate"):
-        fast_sam.choose_by_text(masks, candidates, np.zeros(3))
-    nothing = fast_sam.text_candidates(masks[:1])
-    with pytest.raises(OptionError, match="0 masks of more than 100 pixels"):
-        fast_sam.choose_by_text(masks[:1], nothing, np.zeros(0))
-
-
 def test_cleaning_and_thinning_out_masks() -> None:
     mask = np.zeros(SIZE, dtype=np.bool_)
     mask[10:40, 10:40] = True

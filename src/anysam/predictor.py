@@ -27,6 +27,9 @@ from anysam.automatic.working_memory import working_memory
 from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, find_variant
 from anysam.checkpoints import load_model
 from anysam.derived_prompts import check_points, choose_by_mask, prompt_from_mask
+from anysam.describe.find_options import FindOptions
+from anysam.describe.interface import ImageTextModel
+from anysam.describe.text_prompts import Texts, find_by_text, predict_texts
 from anysam.devices import find_device, find_dtype
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError, PromptError
@@ -51,6 +54,9 @@ _PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 8, 64
 _LOGITS_AT_ONCE = 32 * 1024 * 1024
 
 
+AnyImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
     """A loaded model. Holds nothing of any image, so threads can share it.
@@ -66,7 +72,7 @@ class Model:
     weights_sha256: str
 
     @torch.inference_mode()
-    def encode(self, image: str | Path | bytes | Image.Image | np.ndarray | Tensor) -> EncodedImage:
+    def encode(self, image: AnyImage) -> EncodedImage:
         """Encode a path, the bytes of an image file, a PIL image, an RGB array (H, W, 3) or a tensor (3, H, W).
 
         Raises ImageError for whatever `anysam.read_image` refuses.
@@ -89,15 +95,35 @@ class Model:
         )
 
     @overload
-    def predict(self, encoded: EncodedImage, prompt: Prompt, multimask: bool | None = None) -> Prediction: ...
+    def predict(
+        self,
+        encoded: EncodedImage,
+        prompt: Prompt,
+        multimask: bool | None = None,
+        *,
+        image: AnyImage | ImageSource | None = None,
+        image_text: ImageTextModel | None = None,
+    ) -> Prediction: ...
 
     @overload
     def predict(
-        self, encoded: EncodedImage, prompt: Sequence[Prompt], multimask: bool | None = None
+        self,
+        encoded: EncodedImage,
+        prompt: Sequence[Prompt],
+        multimask: bool | None = None,
+        *,
+        image: AnyImage | ImageSource | None = None,
+        image_text: ImageTextModel | None = None,
     ) -> list[Prediction]: ...
 
     def predict(
-        self, encoded: EncodedImage, prompt: Prompt | Sequence[Prompt], multimask: bool | None = None
+        self,
+        encoded: EncodedImage,
+        prompt: Prompt | Sequence[Prompt],
+        multimask: bool | None = None,
+        *,
+        image: AnyImage | ImageSource | None = None,
+        image_text: ImageTextModel | None = None,
     ) -> Prediction | list[Prediction]:
         """Masks for one prompt (a Prediction) or for several, of any kinds (a list, in the same order).
 
@@ -108,14 +134,30 @@ class Model:
         A mask, polygon or scribble for a model that does not take one is put in points and a box; the candidate that
         overlaps the mask most is then returned alone, unless multimask is True.
 
+        image, image_text: for prompts of texts, the image that was encoded and what compares pictures with words; the
+        answers are among everything mode's masks, see `describe.text_prompts.predict_text` (`find` gives records, and
+        all hits).
+
         Raises PromptError for prompts outside the image or of a kind the model does not take, OptionError for an
         encoding that another model or other weights made.
         """
-        if isinstance(prompt, Prompt):
-            return self._predict(encoded, [prompt], multimask)[0]
-        if not isinstance(prompt, Iterable):
+        if not isinstance(prompt, Iterable) and not isinstance(prompt, Prompt):
             raise PromptError(f"A prompt must be an anysam.Prompt or a list of them, got {type(prompt).__name__}.")
-        return self._predict(encoded, list(prompt), multimask)
+        prompts = [prompt] if isinstance(prompt, Prompt) else list(prompt)
+        said = [i for i, each in enumerate(prompts) if isinstance(each, Prompt) and each.text is not None]
+        if said and (image is None or image_text is None):
+            raise PromptError(
+                "A text prompt needs the image and an image-text model: predict(encoded, prompt, image=..., "
+                "image_text=anysam.load_image_text()), or use Model.find."
+            )
+        others = [i for i in range(len(prompts)) if i not in said]
+        answers = dict(zip(others, self._predict(encoded, [prompts[i] for i in others], multimask), strict=True))
+        if said and image is not None and image_text is not None:
+            pixels = image if isinstance(image, ImageSource) else read_image(image)
+            texts = [prompts[i] for i in said]
+            answers |= zip(said, predict_texts(self, encoded, pixels, texts, image_text, multimask), strict=True)
+        predictions = [answers[i] for i in range(len(prompts))]
+        return predictions[0] if isinstance(prompt, Prompt) else predictions
 
     def detect(
         self, encoded: EncodedImage, *, confidence: float | None = None, nms_iou: float | None = None, limit: int = 300
@@ -147,7 +189,7 @@ class Model:
 
     def everything(
         self,
-        image: str | Path | bytes | Image.Image | np.ndarray | Tensor | EncodedImage | ImageSource,
+        image: AnyImage | EncodedImage | ImageSource,
         options: EverythingOptions | None = None,
         detector: "Model | None" = None,
         progress: Callable[[float], None] | None = None,
@@ -175,6 +217,30 @@ class Model:
             source = image if isinstance(image, ImageSource) else read_image(image)
         encode = None if store is None else partial(store.encode, self)
         return find_everything(self, source, options, detector=detector, encode=encode, progress=progress)
+
+    def find(
+        self,
+        image: AnyImage | ImageSource,
+        texts: Texts,
+        image_text: ImageTextModel,
+        options: FindOptions | None = None,
+        everything: EverythingOptions | None = None,
+        detector: "Model | None" = None,
+        progress: Callable[[float], None] | None = None,
+        store: ImageStore | None = None,
+    ) -> list[MaskRecord]:
+        """The masks of an image that texts mean, such as "the red car": text by text, the most probable first.
+
+        image: whatever `encode` takes, or a source of windows (`anysam.rasters`). texts: one or several. image_text: a
+        model of the CLIP kind (`anysam.load_image_text`). options: how masks are chosen: the best one of each text, or
+        with a threshold all that are probable enough. everything, detector, store: how masks are proposed, see
+        `everything`. progress: called with the part done, rising to 1.
+
+        The records have a label, label_score, label_scores and similarity; [] where nothing fits. Raises ImageError for
+        a bad image, PromptError for an empty text, OptionError for options that make no sense together.
+        """
+        pixels = image if isinstance(image, ImageSource) else read_image(image)
+        return find_by_text(self, pixels, texts, image_text, options, everything, detector, progress, store)
 
     def decode_points(self, encoded: EncodedImage, points: np.ndarray, least_iou: float) -> PointMasks:
         """The several masks of each of many foreground points, at low resolution: everything mode's question.

@@ -55,7 +55,7 @@ class MaskRecord:
     part of the image that the model saw; detection_score: 0 to 1, of the object whose box was the prompt.
 
     Words, each None where nobody asked for it. label: a name for the object. label_score: 0 to 1, how probable the name
-    is among those that were considered. label_scores: the best names considered, and for a text prompt the negatives,
+    is among those considered (by FastSAM's rule for texts: the mask among all masks). label_scores: the best names considered, and for a text prompt the negatives,
     with their probabilities, best first. caption: a phrase. caption_score: 0 to 1, the geometric mean of its tokens'
     probabilities. similarity: of the mask's picture and the text that asked for it, as the image-text model says it.
 
@@ -123,7 +123,7 @@ class MaskRecord:
             "crop_box": None if self.crop_box is None else list(self.crop_box),
             "detection_score": _finite(self.detection_score),
             "label_score": _finite(self.label_score),
-            "label_scores": None if self.label_scores is None else dict(self.label_scores),
+            "label_scores": _scores(self.label_scores),
             "caption": self.caption,
             "caption_score": _finite(self.caption_score),
             "similarity": _finite(self.similarity),
@@ -164,7 +164,7 @@ class MaskRecord:
 
 def _finite(value: float | None) -> float | None:
     """JSON has no NaN."""
-    return value if value is not None and math.isfinite(value) else None
+    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def _number(value: Any) -> float | None:

@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from PIL import Image
 from torch.nn import functional
 from weights import input_image
 
+from anysam.describe.crops import pictures_of
+from anysam.describe.find_options import TEXT_AREA, FindOptions
+from anysam.describe.text_prompts import choose_by_text
 from anysam.letterbox import Letterbox, boxes_to_image, letterbox_image, picture_cells
 from anysam.models import fast_sam
 from anysam.models.yolov8 import (
@@ -27,6 +32,7 @@ from anysam.models.yolov8 import (
     snap_to_border,
     suppress,
 )
+from anysam.results import MaskRecord
 
 Stored = dict[str, np.ndarray]
 
@@ -225,20 +231,39 @@ def text_arrays(
     if masks.shape[1:] != image.shape[:2]:
         image = np.array(Image.fromarray(image).resize(masks.shape[:0:-1], Image.Resampling.BICUBIC))
     image = image[..., ::-1]  # published so; a text encoder of ours gets RGB
-    candidates = fast_sam.text_candidates(masks)
-    yield f"{name}/text/crop_boxes", candidates.boxes
-    yield f"{name}/text/dropped_ids", np.setdiff1d(np.arange(len(masks)), candidates.indices)
-    for i in range(2):
-        yield f"{name}/text/crop_{i}", fast_sam.text_crop(image, candidates.boxes[i])
+    # predicted_iou holds a mask's number, by which it is known again.
+    records = [MaskRecord.from_mask(mask, predicted_iou=number) for number, mask in enumerate(masks)]
+    candidates = [record for record in records if record.area > TEXT_AREA]
+    yield f"{name}/text/crop_boxes", np.array([record.box for record in candidates])
+    yield f"{name}/text/dropped_ids", np.array([r.predicted_iou for r in records if r not in candidates])
+    for i, picture in enumerate(pictures_of(image, candidates[:2], "canvas")):
+        yield f"{name}/text/crop_{i}", picture
     for key in (key for key in facts if key != "dropped"):
-        similarities = stored[f"{name}/text/{key}_similarities"]
-        index, probabilities = fast_sam.choose_by_text(masks, candidates, similarities)
-        wider, _ = fast_sam.choose_by_text(masks, candidates, similarities, wider=True)
-        yield f"{name}/text/{key}_probabilities", probabilities
+        scorer = StoredSimilarities(stored[f"{name}/text/{key}_similarities"])
+        all_of_them = FindOptions(rule="published", threshold=0, overlap=1)
+        hits = choose_by_text(records, image, "any text", scorer, all_of_them)
+        by_number = sorted(hits, key=lambda record: record.predicted_iou)
+        yield f"{name}/text/{key}_probabilities", np.array([record.label_score for record in by_number])
+        chosen, wider = (
+            int(choose_by_text(records, image, "any text", scorer, options)[0].predicted_iou)
+            for options in (FindOptions(rule="published"), FindOptions(rule="published", wider=True))
+        )
         published = facts[key]
         report.line(
-            index == published["mask_index_chosen_by_utils.tools"]
+            chosen == hits[0].predicted_iou
+            and chosen == published["mask_index_chosen_by_utils.tools"]
             and wider == published["mask_index_chosen_by_utils.tools_wider"],
             "fastsam_functions",
-            f"{name}/text/{key}: mask {index}, wider {wider}",
+            f"{name}/text/{key}: mask {chosen}, wider {wider}",
         )
+
+
+@dataclass(frozen=True)
+class StoredSimilarities:
+    """An image-text model of cosines (K,) that are known."""
+
+    cosines: np.ndarray
+
+    def similarities(self, pictures: Iterable[np.ndarray], texts: Sequence[str]) -> np.ndarray:
+        assert sum(1 for _ in pictures) == len(self.cosines)
+        return 100 * self.cosines.astype(np.float32)[:, None]  # (K, 1)

@@ -50,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source_format", metavar="FORMAT", help=f"of A: {_READ}")
     parser.add_argument("--to", dest="target_format", metavar="FORMAT", help="of B, one of the same")
     parser.add_argument("--images", metavar="DIR", type=Path, help="the photographs, whose sizes YOLO's files lack")
-    parser.add_argument("--classes", metavar="FILE", type=Path, help="names of YOLO's classes, one a line")
+    parser.add_argument(
+        "--classes",
+        metavar="FILE",
+        type=Path,
+        help="names of the classes of YOLO's and COCO's files in their order, one a line",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
 
 
@@ -146,14 +151,6 @@ def _with_file_name(result: "ImageResult", images: Mapping[str, Sequence[Path]])
     return dataclasses.replace(result, file_name=found[0].name) if len(found) == 1 else result
 
 
-def _stem(file_name: str) -> str:
-    """What names of files begin with: "a.b" may be all that is known of a.b.jpg."""
-    from anysam.images import IMAGE_SUFFIXES
-
-    path = Path(file_name)
-    return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-
-
 def _write(
     results: list["ImageResult"],
     target: Path,
@@ -162,19 +159,20 @@ def _write(
     losses: list[tuple[str, "Loss"]],
 ) -> list[Path]:
     from anysam.outputs import make_folder, output_stems, write_coco_json, write_result
-    from anysam.outputs.yolo import class_names
+    from anysam.outputs.files import image_stem
+    from anysam.outputs.writing import OF_CLASSES
 
-    if kind == "yolo":
-        names = _all_names(class_names(results), names)
+    if kind in OF_CLASSES:
+        names = _all_names(results, names)
     one_file = target.suffix != "" and not target.is_dir() and kind != "png"
     if one_file and kind in _OF_MANY:
         make_folder(target.parent)
-        losses += [("all", loss) for loss in write_coco_json(target, results, polygons=kind == "coco-polygons")]
+        losses += [("all", loss) for loss in write_coco_json(target, results, kind == "coco-polygons", names)]
         return [target]
     if one_file and len(results) != 1:
         raise OptionError(f"{target} can hold one image, and there are {len(results)}; give a folder.")
     folder = make_folder(target.parent if one_file else target)
-    stems = [target.stem] if one_file else output_stems([f"{_stem(result.file_name)}.x" for result in results])
+    stems = [target.stem] if one_file else output_stems([f"{image_stem(result.file_name)}.x" for result in results])
     paths: list[Path] = []
     for result, stem in zip(results, stems, strict=True):
         lost: list[Loss] = []
@@ -183,9 +181,14 @@ def _write(
     return paths
 
 
-def _all_names(found: list[str], given: list[str] | None) -> list[str]:
+def _all_names(results: list["ImageResult"], given: list[str] | None) -> list[str]:
     """The classes of all images, in the order given. Raises OptionError for masks of others."""
-    missing = [] if given is None else sorted(set(found) - set(given))
-    if missing:
-        raise OptionError(f"There are masks of {', '.join(missing)}, which --classes does not name.")
-    return found if given is None else given
+    from anysam.outputs.words import DEFAULT_NAME, class_names
+
+    names = class_names(results, given)
+    if given is not None and names != given:
+        raise OptionError(
+            f"There are masks without a label, which are of the class {DEFAULT_NAME!r}, and --classes does not name "
+            "it; add it as a line."
+        )
+    return names

@@ -16,11 +16,11 @@ Where we differ from the published code on purpose:
 - Each image is treated for itself (published: only the first of a batch is snapped and replaced).
 - Masks are always made at the image's size, "retina" in the published words; there, without it, prompts miss by the
   letterbox's padding. `letterbox_masks` makes the others.
-- The text helper maps a crop back to its mask as the published utils/tools.py does; the published class miscounts.
+
+Texts choose among the instances too; that rule is for every family, in `describe.text_prompts`.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -41,7 +41,6 @@ PREPROCESS = Letterbox(name="fast_sam_1024", long_side=1024)
 SIZES = {"s": YoloConfig(*SCALES["s"], reg_max=16), "x": YoloConfig(*SCALES["x"], reg_max=26)}
 
 WHOLE_IMAGE_IOU = 0.9  # a box above it with the letterbox becomes the letterbox; published
-TEXT_AREA = 100  # pixels; masks up to it get no crop for a text encoder; published
 CANDIDATES = 3  # masks of an ambiguous prompt
 
 # Full-size logits of one mask held at once: 8 M float32 are 32 MB.
@@ -370,52 +369,6 @@ def distinct_masks(masks: np.ndarray, contained: float = 0.8) -> np.ndarray:
         if all(np.count_nonzero(masks[i] & masks[larger]) <= contained * areas[i] for larger in order[:rank])
     ]
     return np.array(kept, dtype=np.int64)
-
-
-class TextCandidates(NamedTuple):
-    """Masks large enough for a text encoder: their indices (K,) int64 and tight boxes (K, 4) int64, ends exclusive."""
-
-    indices: np.ndarray
-    boxes: np.ndarray
-
-
-def text_candidates(masks: np.ndarray) -> TextCandidates:
-    """The masks of (N, H, W) with more than TEXT_AREA pixels."""
-    indices = np.flatnonzero(mask_areas(masks) > TEXT_AREA)
-    boxes = [mask_to_box(masks[i]) for i in indices]
-    return TextCandidates(indices, np.array(boxes, dtype=np.int64).reshape(-1, 4))  # (K, 4)
-
-
-def text_crop(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """What an image encoder compares with a text: the image, uint8 (H, W, 3), white outside a box (4,)."""
-    x0, y0, x1, y1 = box
-    crop = np.full_like(image, 255)
-    crop[y0:y1, x0:x1] = image[y0:y1, x0:x1]
-    return crop
-
-
-def choose_by_text(
-    masks: np.ndarray, candidates: TextCandidates, similarities: np.ndarray, wider: bool = False
-) -> tuple[int, np.ndarray]:
-    """The mask that a text means: its index, and a probability per candidate, (K,) float32.
-
-    similarities: (K,) cosines of the crops' and the text's features. wider: not the mask itself but the largest
-    candidate that holds more than 0.9 of it. Raises OptionError without candidates or for another number of cosines.
-    """
-    if not len(candidates.indices) or np.shape(similarities) != candidates.indices.shape:
-        raise OptionError(
-            f"A text is matched with one similarity per candidate, at least one; got {np.shape(similarities)} for "
-            f"{len(candidates.indices)} masks of more than {TEXT_AREA} pixels."
-        )
-    logits = 100 * np.asarray(similarities, dtype=np.float32)
-    powers = np.exp(logits - logits.max())
-    probabilities = powers / powers.sum()
-    chosen = int(candidates.indices[np.argmax(probabilities)])
-    if wider:
-        area = np.count_nonzero(masks[chosen])
-        order = candidates.indices[np.argsort(-mask_areas(masks[candidates.indices]), kind="stable")]
-        chosen = next(int(i) for i in order if np.count_nonzero(masks[i] & masks[chosen]) > 0.9 * area)
-    return chosen, probabilities
 
 
 def build_from(config: YoloConfig, preprocess: Letterbox) -> FastSam:

@@ -12,19 +12,24 @@ from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
 from anysam.outputs.polygons import fill_parts, joined_ring, record_outlines
 from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record
+from anysam.outputs.words import DEFAULT_NAME, class_names, hidden_words, label_of, said_of, with_said
 from anysam.results import MaskRecord
 
-_SCORES = ("score", "stability_score", "detection_score")
 
-
-def write_coco_json(path: str | Path, results: Sequence[ImageResult], polygons: bool = False) -> list[Loss]:
-    """Write a COCO instances file: bbox x y width height, score; one category for each label.
+def write_coco_json(
+    path: str | Path,
+    results: Sequence[ImageResult],
+    polygons: bool = False,
+    names: Sequence[str] | None = None,
+) -> list[Loss]:
+    """Write a COCO instances file: bbox x y width height, score; one category for each label, with ids from 1.
 
     polygons: False writes run lengths, True one polygon for each part of a mask; COCO knows no holes, so that they are
-    joined to their outline. Masks without a label are of the category "object".
+    joined to their outline. Masks without a label are of the category "object". names: of the categories of a whole
+    run, so that an id means the same in all its files; None takes the labels of this file, sorted. What else is said of
+    a mask (its caption, all scores) is in its annotation. Raises OptionError for a label that is not among the names.
     """
-    names = sorted({record.label or "object" for result in results for record in result.records} or {"object"})
-    categories = {name: number for number, name in enumerate(names, start=1)}
+    categories = {name: number for number, name in enumerate(class_names(results, names), start=1)}
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     empty = 0
@@ -52,22 +57,23 @@ def _annotation(record: MaskRecord, categories: Mapping[str, int], polygons: boo
         outlines = record_outlines(record)
         segmentation = [joined_ring([each]).reshape(-1).tolist() for each in outlines]
     annotation = {
-        "category_id": categories[record.label or "object"],
+        "category_id": categories[record.label or DEFAULT_NAME],
         "segmentation": segmentation,
         "area": record.area,
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "iscrowd": 0,
         "score": record.predicted_iou,
     }
-    # COCO allows members of one's own; these are left out where there is nothing to say.
-    return annotation | {name: value for name in _SCORES[1:] if (value := record.to_dict()[name]) is not None}
+    return annotation | said_of(record) | hidden_words(record)  # COCO allows members of one's own
 
 
 def coco_to_results(document: Mapping[str, Any], name: str) -> list[ImageResult]:
     """A COCO instances document -> its images, in their order. name: of the file, for errors. Raises OptionError."""
     labels: dict[object, str] = {}
     for row in as_list(document.get("categories", []), f"{name}: categories"):
-        labels[as_text(row.get("id"), f"{name}: category")] = as_text(row.get("name", "object"), f"{name}: category")
+        labels[as_text(row.get("id"), f"{name}: category")] = as_text(
+            row.get("name", DEFAULT_NAME), f"{name}: category"
+        )
     sizes: dict[object, tuple[int, int]] = {}
     files: dict[object, str] = {}
     found: dict[object, list[MaskRecord]] = {}
@@ -84,16 +90,8 @@ def coco_to_results(document: Mapping[str, Any], name: str) -> list[ImageResult]
             raise OptionError(f"{where} is for image {key!r}, which the file does not have.")
         label = labels.get(str(row.get("category_id")))
         segmentation = segmentation_to_rle(row.get("segmentation"), sizes[key], where)
-        scores = {name: None if row.get(name) is None else as_number(row[name], where) for name in _SCORES}
-        found[key].append(
-            make_record(
-                segmentation,
-                1.0 if scores["score"] is None else scores["score"],
-                label=None if label == "object" else label,
-                stability_score=scores["stability_score"],
-                detection_score=scores["detection_score"],
-            )
-        )
+        score = 1.0 if row.get("score") is None else as_number(row["score"], where)
+        found[key].append(with_said(make_record(segmentation, score, label=label_of(label, row)), row, where))
     return [ImageResult(files[key], sizes[key], tuple(found[key])) for key in sizes]
 
 

@@ -12,8 +12,9 @@ from anysam.results import MaskRecord
 class Format:
     """One format. files: names of one image's files, where * is the image's own stem and N counts the masks from 0.
 
-    holes, parts, overlap, scores, labels: whether masks with holes, of several parts, that share pixels, and their
-    scores and labels come back when a file is read. reads: whether it can be read at all. note: what else to know.
+    holes, parts, overlap, scores, labels, captions: whether masks with holes, of several parts, that share pixels, and
+    their scores, labels and captions come back when a file is read; captions: and the scores of labels and captions.
+    reads: whether it can be read at all. note: what else to know.
     """
 
     name: str
@@ -23,43 +24,57 @@ class Format:
     overlap: bool
     scores: bool
     labels: bool
+    captions: bool
     reads: bool
     note: str
 
 
+def _format(name: str, files: str, holds: str, note: str) -> Format:
+    """A row; holds: its columns, or "all" of them."""
+
+    def held(column: str) -> bool:
+        return holds == "all" or column in holds.split()
+
+    return Format(
+        name=name,
+        files=files,
+        holes=held("holes"),
+        parts=held("parts"),
+        overlap=held("overlap"),
+        scores=held("scores"),
+        labels=held("labels"),
+        captions=held("captions"),
+        reads=held("reads"),
+        note=note,
+    )
+
+
 TABLE = (
-    Format("png", "*_mask_N.png", True, True, True, False, False, True, "255 on the object, 0 elsewhere"),
-    Format("overlay", "*_overlay.png", False, False, False, False, False, False, "for the eye"),
-    Format("cutout", "*_cutout_N.png", False, False, False, False, False, False, "the object on transparent ground"),
-    Format("coco", "*.coco.json", True, True, True, True, True, True, "COCO instances with run lengths: exact"),
-    Format(
-        "coco-polygons",
-        *("*.polygons.json", True, True, True, True, True, True),
+    _format("png", "*_mask_N.png", "holes parts overlap reads", "255 on the object, 0 elsewhere"),
+    _format("overlay", "*_overlay.png", "", "for the eye"),
+    _format("cutout", "*_cutout_N.png", "", "the object on transparent ground"),
+    _format("coco", "*.coco.json", "all", "COCO instances with run lengths: exact"),
+    _format(
+        *("coco-polygons", "*.polygons.json", "all"),
         "COCO instances with polygons along pixel edges; a hole is joined to its outline by a seam of no width",
     ),
-    Format(
-        "yolo",
-        *("*.txt, *.names.txt", True, True, True, False, True, True),
+    _format(
+        *("yolo", "*.txt, *.names.txt", "holes parts overlap labels reads"),
         "one ring for each mask, holes and parts joined by seams of no width; the size of the image is not in it",
     ),
-    Format(
-        "labelme",
-        *("*.labelme.json", True, True, True, True, True, True),
-        "polygons, several parts with one group_id; a mask with holes as labelme's shape of type mask",
+    _format(
+        *("labelme", "*.labelme.json", "all"),
+        "polygons, several parts with one group_id; a mask with holes as labelme's shape of type mask; captions as "
+        "its descriptions",
     ),
-    Format(
-        "labels",
-        *("*_labels.png", True, True, False, False, False, True),
+    _format(
+        *("labels", "*_labels.png", "holes parts reads"),
         "a label map, 0 where no mask is; 16 bits from 256 masks on; smaller masks lie on larger ones",
     ),
-    Format(
-        "geojson",
-        *("*.geojson", True, True, True, True, True, True),
-        "a map's coordinates where the image has them, else pixels",
-    ),
-    Format("npz", "*.npz", True, True, True, True, True, True, "NumPy arrays: run lengths, boxes, scores; no pickles"),
-    Format("sa1b", "*.sa1b.json", True, True, True, True, False, True, "as SA-1B's annotations, a file an image"),
-    Format("json", "*.json", True, True, True, True, True, True, "everything that is known, prompts included: exact"),
+    _format("geojson", "*.geojson", "all", "a map's coordinates where the image has them, else pixels"),
+    _format("npz", "*.npz", "all", "NumPy arrays: run lengths, boxes, scores, words; no pickles"),
+    _format("sa1b", "*.sa1b.json", "holes parts overlap scores reads", "as SA-1B's annotations, a file an image"),
+    _format("json", "*.json", "all", "everything that is known, prompts included: exact"),
 )
 FORMATS = tuple(row.name for row in TABLE)
 READABLE = tuple(row.name for row in TABLE if row.reads)
@@ -104,11 +119,11 @@ def check_formats(formats: Collection[str]) -> None:
 def formats_table() -> str:
     """The table in Markdown."""
     lines = [
-        "| format | files | holes | parts | overlap | scores | labels | read back | |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| format | files | holes | parts | overlap | scores | labels | captions | read back | |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in TABLE:
-        held = (row.holes, row.parts, row.overlap, row.scores, row.labels, row.reads)
+        held = (row.holes, row.parts, row.overlap, row.scores, row.labels, row.captions, row.reads)
         marks = " | ".join("yes" if each else "" for each in held)
         lines.append(f"| `{row.name}` | `{row.files.replace(', ', '`, `')}` | {marks} | {row.note} |")
     return "\n".join(lines)

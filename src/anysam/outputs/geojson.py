@@ -18,6 +18,7 @@ from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
 from anysam.outputs.polygons import fill_parts, record_outlines
 from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record
+from anysam.outputs.words import said_of, with_said
 
 _WGS84 = ("EPSG:4326", "OGC:CRS84")
 _PIXELS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -41,9 +42,9 @@ def write_geojson(path: str | Path, result: ImageResult) -> list[Loss]:
         properties = {
             "label": record.label,
             "predicted_iou": record.predicted_iou,
-            "stability_score": record.to_dict()["stability_score"],
+            "stability_score": None,
             "area_pixels": record.area,
-        }
+        } | said_of(record)
         features.append({"type": "Feature", "id": number, "properties": properties, "geometry": geometry})
     document: dict[str, Any] = {"type": "FeatureCollection"}
     if result.crs is not None and result.crs not in _WGS84:
@@ -73,16 +74,13 @@ def geojson_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
         geometry = feature.get("geometry") or {}
         if not isinstance(properties, Mapping) or not isinstance(geometry, Mapping):
             raise OptionError(f"{where} is malformed.")
-        score, stability = properties.get("predicted_iou"), properties.get("stability_score")
-        label = properties.get("label")
-        records.append(
-            make_record(
-                fill_parts(_parts(geometry, transform, where), size, where),
-                1.0 if score is None else as_number(score, where),
-                label=None if label is None else as_text(label, where),
-                stability_score=None if stability is None else as_number(stability, where),
-            )
+        score, label = properties.get("predicted_iou"), properties.get("label")
+        record = make_record(
+            fill_parts(_parts(geometry, transform, where), size, where),
+            1.0 if score is None else as_number(score, where),
+            label=None if label is None else as_text(label, where),
         )
+        records.append(with_said(record, properties, where))
     crs = document.get("crs")
     properties = crs.get("properties") if isinstance(crs, Mapping) else None
     named = properties.get("name") if isinstance(properties, Mapping) else None

@@ -2,7 +2,8 @@
 
 The form is labelme 5's (wkentaro/labelme, label files and `shapes_to_label`): the two points of a mask are its first
 and last pixel, both included, and "mask" is a PNG of what lies between, in base64. Shapes of one group_id and label are
-one object.
+one object. A shape's "description", a text, is the caption. What else is said of a mask is in members that labelme does
+not know, which it keeps when it saves the file (`other_data` of its shapes; so in labelme 6.3.1).
 """
 
 import base64
@@ -21,10 +22,10 @@ from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
 from anysam.outputs.polygons import INSET, fill_parts, joined_ring, record_outlines
 from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record, read_png
+from anysam.outputs.words import DEFAULT_NAME, as_caption, hidden_words, label_of, said_of, with_said
 from anysam.results import MaskRecord
 
 _VERSION = "5.5.0"
-_DEFAULT_NAME = "object"
 
 
 def write_labelme(path: str | Path, result: ImageResult) -> list[Loss]:
@@ -44,17 +45,24 @@ def write_labelme(path: str | Path, result: ImageResult) -> list[Loss]:
         "imageWidth": result.size[1],
     }
     write_json(path, document)
-    return [Loss("labelme", "masks without a pixel", empty)] if empty else []
+    losses = [
+        Loss("labelme", "masks without a pixel", empty),
+        Loss("labelme", "captions without a letter", sum(record.caption == "" for record in result.records)),
+    ]
+    return [loss for loss in losses if loss.count]
 
 
 def _shapes(record: MaskRecord, number: int) -> list[dict[str, Any]]:
     outlines = record_outlines(record)
+    said = said_of(record)
     common: dict[str, Any] = {
-        "label": record.label or _DEFAULT_NAME,
+        "label": record.label or DEFAULT_NAME,
         "group_id": number if len(outlines) > 1 else None,
-        "description": "",
+        "description": said.pop("caption", ""),
         "flags": {},
         "score": record.predicted_iou,
+        **said,
+        **hidden_words(record),
     }
     if any(each.holes for each in outlines):
         box = rle.box(record.segmentation)
@@ -97,12 +105,14 @@ def _record(shapes: Sequence[tuple[str, Mapping[str, Any]]], size: tuple[int, in
         else:
             raise OptionError(f"{where} is of the kind {str(kind)[:40]!r}; polygons and masks are accepted.")
     where, shape = shapes[0]  # which names the group
-    label, score = as_text(shape.get("label", _DEFAULT_NAME), where), shape.get("score")
-    return make_record(
+    name, score = as_text(shape.get("label", DEFAULT_NAME), where), shape.get("score")
+    record = make_record(
         rle.union([fill_parts(polygons, size, where), *masks]),
         1.0 if score is None else as_number(score, where),
-        label=None if label == _DEFAULT_NAME else label,
+        label=label_of(name, shape),
     )
+    caption = as_caption(shape.get("description"), f"{where}: description")
+    return with_said(record, {**shape, "caption": caption or None}, where)
 
 
 def _mask_to_rle(text: object, corners: Sequence[Sequence[float]], size: tuple[int, int], where: str) -> dict[str, Any]:

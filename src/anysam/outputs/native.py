@@ -8,9 +8,8 @@ from anysam.outputs.coco import segmentation_to_rle
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult
 from anysam.outputs.reading import as_box, as_file_name, as_list, as_number, as_prompt, as_size, as_text, make_record
+from anysam.outputs.words import with_said
 from anysam.results import MaskRecord
-
-_SCORES = ("stability_score", "detection_score")
 
 
 def result_to_dict(image_path: str | Path, size: tuple[int, int], records: Sequence[MaskRecord]) -> dict[str, Any]:
@@ -41,14 +40,12 @@ def native_to_results(document: Mapping[str, Any], name: str) -> list[ImageResul
 
 def _record(form: Mapping[str, Any], size: tuple[int, int], where: str) -> MaskRecord:
     """`MaskRecord.to_dict` -> the record. Area and box are the mask's own."""
-    scores = [None if form.get(name) is None else as_number(form[name], where) for name in _SCORES]
     label, prompt, crop_box = form.get("label"), form.get("prompt"), form.get("crop_box")
-    return make_record(
+    record = make_record(
         segmentation_to_rle(form.get("segmentation"), size, where),
         as_number(form.get("predicted_iou"), where),
         prompt=None if prompt is None else as_prompt(prompt, where),
         label=None if label is None else as_text(label, where),
-        stability_score=scores[0],
         crop_box=None if crop_box is None else as_box(crop_box, where),
-        detection_score=scores[1],
     )
+    return with_said(record, form, where)

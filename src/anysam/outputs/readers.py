@@ -36,7 +36,7 @@ def read_masks(
     path: str | Path,
     kind: str | None = None,
     sizes: Sizes | None = None,
-    names: list[str] | None = None,
+    names: Sequence[str] | None = None,
     failed: list[tuple[Path, AnySamError]] | None = None,
 ) -> list[ImageResult]:
     """The images and masks of a file, or of all files of a folder in one format; in the order of their names.
@@ -50,21 +50,39 @@ def read_masks(
     Raises OptionError for damaged files, for a kind that cannot be told, and for a folder of several kinds.
     """
     source = Path(path)
+    return read_files(source, mask_files(source, kind), kind, sizes, names, failed if source.is_dir() else None)
+
+
+def mask_files(source: Path, kind: str | None, beginning: str = "") -> list[Path]:
+    """The files that `read_masks` reads: the one given, or those of a folder by name.
+
+    beginning: of the names of those wanted, which may be none. Raises OptionError when a folder has no files of masks.
+    """
     if kind is not None and kind not in READABLE:
         raise OptionError(f"The format {kind!r} cannot be read; formats that can are {', '.join(READABLE)}.")
     if not source.exists():
         raise OptionError(f"There is no file or folder {source}.")
-    files = _files(source, kind)
-    collected = failed if source.is_dir() else None
+    return _files(source, kind, beginning)
+
+
+def read_files(
+    source: Path,
+    files: Sequence[Path],
+    kind: str | None,
+    sizes: Sizes | None,
+    names: Sequence[str] | None,
+    failed: list[tuple[Path, AnySamError]] | None,
+) -> list[ImageResult]:
+    """`read_masks` for some of the files of a folder, or for the one file, that `source` is."""
     if kind is None:
-        kinds = _attempt_all(files, lambda file: [(file, guess_kind(file))], collected)
+        kinds = _attempt_all(files, lambda file: [(file, guess_kind(file))], failed)
         files = [file for file, _ in kinds]
         kind = _one_kind(source, {found for _, found in kinds})
     if kind == "png":
         groups = _mask_groups(files)
-        return _attempt_all(list(groups), lambda first: [_read_mask_pngs(groups[first])], collected)
+        return _attempt_all(list(groups), lambda first: [_read_mask_pngs(groups[first])], failed)
     chosen = kind
-    return _attempt_all(files, lambda file: _read_file(file, chosen, sizes, names), collected)
+    return _attempt_all(files, lambda file: _read_file(file, chosen, sizes, names), failed)
 
 
 def _attempt_all(
@@ -109,7 +127,7 @@ def _json_kind(document: object, path: Path) -> str:
     raise UnknownKindError(f"{path} is JSON of no format that is known here: {', '.join(_JSON_KINDS)}.")
 
 
-def _files(source: Path, kind: str | None) -> list[Path]:
+def _files(source: Path, kind: str | None, beginning: str) -> list[Path]:
     if not source.is_dir():
         return [source]
     wanted = {"npz": ".npz", "yolo": ".txt", "png": ".png", "labels": ".png"}.get(kind or "")
@@ -117,7 +135,8 @@ def _files(source: Path, kind: str | None) -> list[Path]:
     files = [
         file
         for file in found
-        if file.suffix.lower() in _SUFFIXES
+        if file.name.startswith(beginning)
+        and file.suffix.lower() in _SUFFIXES
         and not file.name.endswith((".names.txt", "_overlay.png"))
         and not re.search(r"_cutout_\d+\.png$", file.name)
         and (wanted is None or file.suffix.lower() == wanted)
@@ -128,7 +147,7 @@ def _files(source: Path, kind: str | None) -> list[Path]:
         files = [file for file in files if _MASK_NAME.fullmatch(file.name)]
     if kind == "labels":
         files = [file for file in files if not _MASK_NAME.fullmatch(file.name)]
-    if not files:
+    if not files and not beginning:
         raise OptionError(f"The folder {source} has no files of masks; they end in {', '.join(_SUFFIXES)}.")
     return files
 
@@ -154,7 +173,7 @@ def _one_kind(source: Path, kinds: set[str]) -> str:
     return kinds.pop() if kinds else "json"  # without any file
 
 
-def _read_file(path: Path, kind: str, sizes: Sizes | None, names: list[str] | None) -> list[ImageResult]:
+def _read_file(path: Path, kind: str, sizes: Sizes | None, names: Sequence[str] | None) -> list[ImageResult]:
     if kind == "npz":
         return [read_npz(path)]
     if kind == "labels":

@@ -17,7 +17,7 @@ from anysam.results import MaskRecord
 
 # Of a file that is read whole. A COCO file of a million masks is about half of it.
 MAX_BYTES = 2 * 1024**3
-MAX_LETTERS = 1000  # of a label or a name: an array of N texts takes N times the longest
+MAX_LETTERS = 100_000  # of a label, a name or a caption
 
 
 def read_json(path: str | Path) -> Any:
@@ -129,9 +129,7 @@ def make_record(
     *,
     prompt: dict[str, Any] | None = None,
     label: str | None = None,
-    stability_score: float | None = None,
     crop_box: tuple[float, float, float, float] | None = None,
-    detection_score: float | None = None,
 ) -> MaskRecord:
     """A record whose area and box are those of the mask. predicted_iou: 1 where the format has no score."""
     x0, y0, x1, y1 = rle.box(segmentation) or (0, 0, 0, 0)
@@ -142,9 +140,7 @@ def make_record(
         predicted_iou=predicted_iou,
         prompt=prompt,
         label=label,
-        stability_score=stability_score,
         crop_box=crop_box,
-        detection_score=detection_score,
     )
 
 

@@ -12,11 +12,12 @@ from anysam.outputs.coco import segmentation_to_rle
 from anysam.outputs.files import write_json
 from anysam.outputs.formats import ImageResult, Loss
 from anysam.outputs.reading import as_box, as_file_name, as_list, as_number, as_prompt, as_size, make_record
+from anysam.outputs.words import with_said
 from anysam.results import MaskRecord
 
 
 def write_sa1b(path: str | Path, result: ImageResult, image_id: int = 0) -> list[Loss]:
-    """Write the masks of an image; labels have no place in it."""
+    """Write the masks of an image; labels and captions have no place in it."""
     height, width = result.size
     image = {"image_id": image_id, "width": width, "height": height, "file_name": result.file_name}
     annotations = [_annotation(record, number, result.size) for number, record in enumerate(result.records)]
@@ -48,16 +49,14 @@ def sa1b_to_result(document: Mapping[str, Any], name: str) -> ImageResult:
     records = []
     for number, row in enumerate(as_list(document.get("annotations"), f"{name}: annotations"), start=1):
         where = f"{name}: annotation {number}"
-        stability, crop = row.get("stability_score"), row.get("crop_box")
+        crop = row.get("crop_box")
         points = as_list(row.get("point_coords") or [], f"{where}: point_coords", list)
         x, y, width, height = (0.0,) * 4 if crop is None else as_box(crop, where)
-        records.append(
-            make_record(
-                segmentation_to_rle(row.get("segmentation"), size, where),
-                as_number(row.get("predicted_iou", 1.0), where),
-                prompt=as_prompt({"points": points, "labels": [1] * len(points)}, where) if points else None,
-                stability_score=None if stability is None else as_number(stability, where),
-                crop_box=None if crop is None else (x, y, x + width, y + height),
-            )
+        record = make_record(
+            segmentation_to_rle(row.get("segmentation"), size, where),
+            as_number(row.get("predicted_iou", 1.0), where),
+            prompt=as_prompt({"points": points, "labels": [1] * len(points)}, where) if points else None,
+            crop_box=None if crop is None else (x, y, x + width, y + height),
         )
+        records.append(with_said(record, {"stability_score": row.get("stability_score")}, where))
     return ImageResult(as_file_name(image.get("file_name", Path(name).name), name), size, tuple(records))
