@@ -7,8 +7,19 @@ import sys
 import pytest
 import torch
 
-from anysam.catalogue import DEFAULT_VARIANT, VARIANTS, Variant, WeightsFile, find_variant
-from anysam.errors import UnknownModelError
+from anysam.catalogue import (
+    DEFAULT_VARIANT,
+    PACKAGE,
+    RESOURCES,
+    VARIANTS,
+    Resource,
+    Variant,
+    WeightsFile,
+    find_published,
+    find_resource,
+    find_variant,
+)
+from anysam.errors import OptionError, UnknownModelError
 from anysam.models import build
 
 DOWNLOADABLE = [variant for variant in VARIANTS if variant.file.url]
@@ -105,3 +116,47 @@ def test_stated_parameters_are_those_of_the_network(variant: Variant) -> None:
     with torch.device("meta"):
         network = build(variant.family, variant.size)
     assert sum(parameter.numel() for parameter in network.parameters()) == variant.parameters
+
+
+def test_resources_have_names_and_files_of_their_own() -> None:
+    names = [row.name for row in (*VARIANTS, *RESOURCES)]
+    files = [row.file.name for row in (*VARIANTS, *RESOURCES)]
+    assert len(set(names)) == len(names) and len(set(files)) == len(files)
+
+
+@pytest.mark.parametrize("row", RESOURCES, ids=lambda row: row.name)
+def test_resources_are_in_the_package_or_published_with_hash_and_size(row: Resource) -> None:
+    if row.source == PACKAGE:
+        assert row.file.url is None
+        return
+    assert row.file.url is not None and row.file.url.startswith("https://") and row.file.url.endswith(row.file.name)
+    assert row.file.sha256 is not None and row.megabytes == pytest.approx(row.file.bytes / 1e6)
+    assert "," not in row.licence  # --allow separates licences with commas
+
+
+@pytest.mark.parametrize(("name", "count"), [("merged_2560", 2560), ("lvis_1203", 1203), ("coco_80", 80)])
+def test_concept_files_hold_their_embeddings_as_float32(name: str, count: int) -> None:
+    size = find_resource(name).file.bytes
+    assert size is not None and 0 < size - 4 * 1024 * count < 40 * count  # the names and the frame of the pickle
+
+
+def test_families_of_resources_are_families_of_models() -> None:
+    assert {family for row in RESOURCES for family in row.families} <= {variant.family for variant in VARIANTS}
+
+
+def test_a_resource_of_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="kind of coco_80"):
+        dataclasses.replace(find_resource("coco_80"), kind="smell")
+
+
+def test_models_and_resources_are_found_by_name() -> None:
+    assert find_published("tap_vit_b") is find_variant("tap_vit_b")
+    assert find_published("tap_tokenizer") is find_resource("tap_tokenizer", "tokenizer")
+    with pytest.raises(UnknownModelError, match="did you mean merged_2560"):
+        find_published("merged-2650")
+    with pytest.raises(UnknownModelError, match="did you mean sam_vit_b"):
+        find_published("sam_vitb")
+    with pytest.raises(UnknownModelError, match="known models are"):
+        find_published("zzz")
+    with pytest.raises(OptionError, match="no tokenizer called 'merged_2560', but there is a vocabulary of that name"):
+        find_resource("merged_2560", "tokenizer")

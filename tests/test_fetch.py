@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from anysam import fetch
-from anysam.catalogue import Variant, WeightsFile, find_variant
-from anysam.errors import DownloadError, WeightsError
-from anysam.fetch import cache_path, fetch_weights, file_sha256, home, locate, verify_weights
+from anysam.catalogue import Resource, Variant, WeightsFile, find_resource, find_variant
+from anysam.errors import DownloadError, LicenceError, OptionError, WeightsError
+from anysam.fetch import cache_path, fetch_resource, fetch_weights, file_sha256, home, locate, verify_weights
 
 BODY = random.Random(0).randbytes(300_000)
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -390,7 +390,7 @@ def test_a_missing_file_is_reported_at_once(server: Server, status: int) -> None
 @pytest.mark.parametrize("content_type", ["text/html; charset=utf-8", "application/octet-stream"])
 def test_a_web_page_instead_of_weights_is_recognised(server: Server, content_type: str) -> None:
     server.body, server.content_type = b"\n<!DOCTYPE html><html><body>Sign in</body></html>", content_type
-    with pytest.raises(DownloadError, match="a web page came instead of the weights"):
+    with pytest.raises(DownloadError, match="a web page came instead of the file"):
         get(variant_of(size=None))
     assert locate(variant_of()) is None and not (
         part_of(variant_of()).exists() and part_of(variant_of()).stat().st_size
@@ -532,3 +532,104 @@ def test_the_hash_is_that_of_the_standard_library(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "file") == SHA256
     with pytest.raises(WeightsError, match="Cannot read the weights file .*nothing"):
         file_sha256(tmp_path / "nothing")
+
+
+# --- files beside weights ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def words(monkeypatch: pytest.MonkeyPatch) -> Resource:
+    """A vocabulary that the server has, in a table with one that ships and one without a hash."""
+    file = WeightsFile("words.pkl", url="https://words.invalid/words.pkl", sha256=SHA256, bytes=len(BODY))
+    row = dataclasses.replace(find_resource("coco_80"), name="words", file=file)
+    free = dataclasses.replace(row, name="free", file=WeightsFile("free.model", url="https://words.invalid/free.model"))
+    free = dataclasses.replace(free, kind="tokenizer", licence="LLaMA (not stated)")
+    for module in ("catalogue", "fetch"):
+        monkeypatch.setattr(f"anysam.{module}.RESOURCES", (row, free, find_resource("everyday")))
+    monkeypatch.setattr("anysam.licences._said", set())
+    return row
+
+
+def test_a_resource_is_fetched_once_and_checked(server: Server, words: Resource, tmp_path: Path) -> None:
+    seen: list[int] = []
+    path = fetch_resource("words", lambda done, total: seen.append(done))
+    assert path == tmp_path / "home" / "resources" / "words.pkl" == locate(words)
+    assert path.read_bytes() == BODY and seen[-1] == len(BODY)
+    assert fetch_resource("words") == path and server.asked == [("/words.pkl", None)]
+    path.write_bytes(BODY[:-1] + b"x")
+    with pytest.raises(WeightsError, match="not the published file of words"):
+        fetch_resource("words")
+
+
+def test_another_file_than_the_published_resource_is_not_kept(server: Server, words: Resource) -> None:
+    server.body = BODY[::-1]
+    with pytest.raises(DownloadError, match="The vocabulary words could not be fetched.*sha256"):
+        fetch_resource("words")
+    assert locate(words) is None
+
+
+def test_a_resource_offline_says_where_it_would_be(words: Resource, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ANYSAM_OFFLINE", "1")
+    with pytest.raises(DownloadError, match=r"The vocabulary words is not at .*words\.pkl and ANYSAM_OFFLINE forbids"):
+        fetch_resource("words")
+
+
+def test_a_resource_in_the_package_needs_no_download(
+    words: Resource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ANYSAM_OFFLINE", "1")
+    assert fetch_resource("everyday").read_text(encoding="utf-8").startswith("#")
+    monkeypatch.setattr(fetch, "__file__", str(tmp_path / "fetch.py"))
+    with pytest.raises(DownloadError, match=r"ships inside the package.*lacks everyday\.txt; install"):
+        fetch_resource("everyday")
+
+
+def test_an_own_file_is_taken_as_it_is(words: Resource, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("plain").write_bytes(b"mine")
+    for place in ("plain", "./plain", str(tmp_path / "plain"), tmp_path / "plain", Path("plain")):
+        assert fetch_resource(place, allow="mit") == Path(place)
+    Path("words").write_bytes(b"mine")  # the table's name comes first; a Path is always a file
+    assert fetch_resource(Path("words")) == Path("words")
+    monkeypatch.setenv("ANYSAM_OFFLINE", "1")
+    with pytest.raises(DownloadError):
+        fetch_resource("words")
+
+
+@pytest.mark.parametrize("place", ["no.pkl", "no/where", "~/no.pkl", "x" * 300 + ".pkl", "a\0b.pkl"])
+def test_a_missing_own_file_is_said_with_the_names_that_there_are(words: Resource, place: str) -> None:
+    with pytest.raises(OptionError, match="There is no file .*or a name: words, everyday"):
+        fetch_resource(place, kinds=("vocabulary", "names"))
+
+
+def test_an_unknown_resource_is_answered_with_the_nearest(words: Resource) -> None:
+    with pytest.raises(OptionError, match="no vocabulary called 'wordz'; did you mean words.*path of a file"):
+        fetch_resource("wordz", kinds=("vocabulary",))
+    with pytest.raises(OptionError, match="no file called 'zzz'; known are words, free, everyday"):
+        fetch_resource("zzz")
+    with pytest.raises(OptionError, match="no vocabulary called 'free', but there is a tokenizer of that name"):
+        fetch_resource("free", kinds=("vocabulary",))
+    with pytest.raises(OptionError):
+        fetch_resource("x" * 5000)
+
+
+def test_a_resources_licence_is_asked_for_before_it_is_fetched(
+    server: Server, words: Resource, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(LicenceError, match=r"The tokenizer free is under.*--allow mit,llama-not-stated"):
+        fetch_resource("free", allow="mit")
+    assert server.asked == []
+    path = fetch_resource("free", allow="mit,llama-not-stated")
+    error = capsys.readouterr().err
+    assert "the tokenizer free is under LLaMA (not stated)" in error and error.count("\n") == 1
+    assert fetch_resource("free") == path and capsys.readouterr().err == ""
+    assert path.with_name("free.model.sha256").read_text() == f"{SHA256}  free.model\n"
+
+
+def test_a_published_file_elsewhere_is_under_its_licence(words: Resource, tmp_path: Path) -> None:
+    (tmp_path / "renamed.bin").write_bytes(BODY)
+    with pytest.raises(LicenceError, match="The vocabulary words is under the licence 'Apache-2.0'"):
+        fetch_resource(tmp_path / "renamed.bin", allow="mit")
+    assert fetch_resource(tmp_path / "renamed.bin", allow="apache-2.0") == tmp_path / "renamed.bin"
+    (tmp_path / "renamed.bin").write_bytes(BODY[::-1])  # of the same size, but another
+    assert fetch_resource(tmp_path / "renamed.bin", allow="mit") == tmp_path / "renamed.bin"

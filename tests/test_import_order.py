@@ -24,8 +24,10 @@ RANKS = [
     ["derived_prompts"],
     ["preprocess", "letterbox", "metrics", "datasets"],
     ["models"],
+    ["home"],
+    ["licences"],
     ["fetch", "identification"],
-    ["licences", "listing"],
+    ["listing"],
     ["checkpoints"],
     ["devices"],
     ["memory"],
@@ -33,6 +35,7 @@ RANKS = [
     ["store"],
     ["automatic"],
     ["describe"],
+    ["prompting"],
     ["predictor"],
     ["describers"],
     ["outputs"],
@@ -48,8 +51,8 @@ ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: lazy, and l
 # torch is a second of waiting and half a gigabyte: what does not compute with it does not import it.
 WITH_TORCH = {
     *("unpickling", "weights_files", "preprocess", "letterbox", "models", "identification", "checkpoints"),
-    *("devices", "memory", "encoded_image", "store", "automatic", "describe", "predictor", "describers", "compat"),
-    *("train", "evaluate"),
+    *("devices", "memory", "encoded_image", "store", "automatic", "describe", "prompting", "predictor", "describers"),
+    *("compat", "train", "evaluate"),
 }
 
 

@@ -10,7 +10,7 @@ import torch
 
 import hooked_family
 from anysam import cli, licences
-from anysam.catalogue import VARIANTS
+from anysam.catalogue import RESOURCES, VARIANTS
 from anysam.checkpoints import load_model, save_checkpoint
 from anysam.errors import DownloadError, LicenceError, OptionError
 from anysam.licences import allowed_licences, announce_licence, catalogue_licences, licence_id, require_allowed
@@ -62,11 +62,14 @@ def test_every_licence_of_the_catalogue_can_be_allowed(fresh: Path) -> None:
         allowed = allowed_licences(variant.weights_licence)
         require_allowed(variant.name, variant.weights_licence, allowed)
         assert allowed is not None and len(allowed) == 1
+    for resource in RESOURCES:
+        require_allowed(resource.name, resource.licence, allowed_licences(licence_id(resource.licence)))
 
 
 def test_names_are_compared_as_spdx_identifiers() -> None:
     assert licence_id("AGPL-3.0-or-later") == licence_id("agpl-3.0-only") == licence_id("AGPL-3.0") == "agpl-3.0"
     assert licence_id("none stated") == licence_id("None-Stated")
+    assert licence_id("LLaMA (not stated)") == "llama-not-stated"  # brackets mean something in a shell
     assert licence_id("CC-BY-4.0") != licence_id("CC-BY-NC-4.0")
 
 

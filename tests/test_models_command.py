@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from anysam import cli
-from anysam.catalogue import VARIANTS
+from anysam.catalogue import RESOURCES, VARIANTS
 
 
 def run(capsys, *arguments):
@@ -26,7 +26,7 @@ def refused(capsys, *arguments):
 
 def test_models_lists_the_catalogue(capsys):
     status, out, err = run(capsys, "models")
-    rows = [re.split(r"\s{2,}", line) for line in out.splitlines()]
+    rows = [re.split(r"\s{2,}", line) for line in out.split("\n\n")[0].splitlines()]
     assert (status, err) == (0, "")
     assert rows[0][:6] == ["MODEL", "WEIGHTS", "PROMPTS", "CODE", "WEIGHTS LICENCE", "HERE"]
     by_name = {row[0]: row for row in rows[1:]}
@@ -127,3 +127,85 @@ def test_fetching_what_has_no_address_says_where_a_person_gets_it(capsys, monkey
     monkeypatch.setenv("ANYSAM_MIRROR", "http://127.0.0.1:9")  # a mirror may have it; nobody listens there
     monkeypatch.setattr("anysam.fetch.time.sleep", lambda seconds: None)
     assert "http://127.0.0.1:9/FastSAM.pt" in refused(capsys, "fetch", "fastsam_x")
+
+
+# Files that words need
+
+
+def test_models_lists_the_files_for_words_below(capsys):
+    _, out, _ = run(capsys, "models")
+    rows = [re.split(r"\s{2,}", line) for line in out.split("\n\n")[1].splitlines()]
+    assert rows[0] == ["FILE FOR WORDS", "SIZE", "KIND", "LICENCE", "HERE"]
+    by_name = {row[0]: row for row in rows[1:]}
+    assert list(by_name) == [row.name for row in RESOURCES]
+    assert by_name["merged_2560"][1:5] == ["11 MB", "vocabulary", "Apache-2.0", "no"]
+    assert by_name["tap_tokenizer"][1:5] == ["500 kB", "tokenizer", "LLaMA (not stated)", "no"]
+    assert by_name["everyday"][4] == "yes"
+
+
+def test_models_as_json_has_the_files_under_a_key_of_their_own(capsys):
+    _, out, _ = run(capsys, "models", "--json")
+    document = json.loads(out)
+    assert list(document) == ["models", "resources"]
+    files = {file["name"]: file for file in document["resources"]}
+    assert files["coco_80"]["file"]["bytes"] == 328_630 and files["coco_80"]["path"] is None
+    assert Path(files["everyday"]["path"]).is_file() and files["everyday"]["families"] == []
+
+
+@pytest.mark.parametrize("resource", RESOURCES, ids=lambda resource: resource.name)
+def test_info_knows_every_file(capsys, resource):
+    facts = info(capsys, resource.name)
+    assert (facts["file"], facts["licence"], facts["kind"]) == (resource.name, resource.licence, resource.noun)
+    assert (resource.file.url or "in the package") in facts["published"]
+    _, out, _ = run(capsys, "models", "info", resource.name, "--json")
+    assert json.loads(out)["file"]["sha256"] == resource.file.sha256
+
+
+def test_info_of_an_unknown_file_names_the_nearest(capsys):
+    assert "did you mean merged_2560" in refused(capsys, "models", "info", "merged2560")
+
+
+@pytest.fixture
+def here(monkeypatch, tmp_path):
+    """A home with some files as if they had been fetched; put(name, ...) adds more."""
+    monkeypatch.setenv("ANYSAM_HOME", str(tmp_path))
+    monkeypatch.setenv("ANYSAM_OFFLINE", "1")
+    monkeypatch.setattr("anysam.fetch.verify_weights", lambda row, path: "")
+    monkeypatch.setattr("anysam.licences._said", {"llama-not-stated"})
+
+    def put(*names):
+        files = {row.name: ("weights", row.file.name) for row in VARIANTS}
+        files |= {row.name: ("resources", row.file.name) for row in RESOURCES}
+        for name in names:
+            path = tmp_path.joinpath(*files[name])
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"x")
+
+    return put
+
+
+def test_fetch_takes_models_and_files_together(capsys, here, tmp_path):
+    here("merged_2560", "tap_tokenizer", "tap_vit_b")
+    status, out, err = run(capsys, "fetch", "merged_2560", "tap_tokenizer", "tap_vit_b", "everyday")
+    names = ["merged_2560.pkl", "text_tokenizer.model", "tap_vit_b_v1_1.pkl", "everyday.txt"]
+    assert (status, err) == (0, "") and [Path(line).name for line in out.splitlines()] == names
+    _, out, _ = run(capsys, "fetch", "merged_2560", "tap_vit_b", "--json")
+    assert [sorted(each) for each in json.loads(out)["fetched"]] == [["file", "name"], ["name", "weights"]]
+
+
+def test_fetch_of_a_model_says_what_words_need_beside_it(capsys, here):
+    here("tap_vit_b", "sam_vit_b")
+    _, out, err = run(capsys, "fetch", "tap_vit_b")
+    assert out.count("\n") == 1 and err.count("\n") == 1
+    assert "For words tap_vit_b also needs" in err and err.endswith("anysam fetch merged_2560 tap_tokenizer\n")
+    here("merged_2560")
+    _, _, err = run(capsys, "fetch", "sam_vit_b", "tap_vit_b", "--json")
+    assert "For words tap_vit_b" in err and err.endswith("anysam fetch tap_tokenizer\n")
+    here("tap_tokenizer")
+    assert run(capsys, "fetch", "tap_vit_b")[2] == "" == run(capsys, "fetch", "sam_vit_b")[2]
+
+
+def test_fetch_refuses_a_files_licence_before_any_download(capsys, here):
+    error = refused(capsys, "fetch", "merged_2560", "tap_tokenizer", "--allow", "apache-2.0")
+    assert "The tokenizer tap_tokenizer is under the licence 'LLaMA (not stated)'" in error
+    assert "vocabulary coco_80 is not at" in refused(capsys, "fetch", "coco_80", "--allow", "apache-2.0")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import anysam
-from anysam import EncodedImage, Model, Prediction, Prompt, predictor
+from anysam import EncodedImage, Model, Prediction, Prompt, prompting
 from anysam.catalogue import find_variant
 from anysam.checkpoints import save_checkpoint
 from anysam.errors import ImageError, OptionError, OutputError, PromptError
@@ -143,9 +143,9 @@ def test_masks_do_not_depend_on_how_many_are_upscaled_at_once(
 ) -> None:
     expected = model.predict(encoded, Prompt(points=[[30, 20]]))
     sizes = []
-    upscale = predictor.upscale_logits
-    monkeypatch.setattr(predictor, "_LOGITS_AT_ONCE", 2 * 64 * 64)
-    monkeypatch.setattr(predictor, "upscale_logits", lambda *given: sizes.append(given[0].shape[1]) or upscale(*given))
+    upscale = prompting.upscale_logits
+    monkeypatch.setattr(prompting, "_LOGITS_AT_ONCE", 2 * 64 * 64)
+    monkeypatch.setattr(prompting, "upscale_logits", lambda *given: sizes.append(given[0].shape[1]) or upscale(*given))
     assert np.array_equal(model.predict(encoded, Prompt(points=[[30, 20]])).masks, expected.masks)
     assert sizes == [2, 1]
 
@@ -233,7 +233,7 @@ def test_a_model_is_a_name_or_a_path() -> None:
 def limited(monkeypatch: pytest.MonkeyPatch, **changes: object) -> None:
     """Make the tiny model's row say that it takes less."""
     row = dataclasses.replace(find_variant("sam_vit_b"), **changes)  # type: ignore[arg-type]
-    monkeypatch.setattr(predictor, "find_variant", lambda name: row)
+    monkeypatch.setattr(prompting, "find_variant", lambda name: row)
 
 
 def test_kind_the_model_does_not_take_is_an_error(

@@ -11,6 +11,12 @@ if TYPE_CHECKING:
     from anysam.automatic.options import EverythingOptions
     from anysam.automatic.presets import preset
     from anysam.checkpoints import convert_checkpoint
+    from anysam.describe.clip import load_image_text
+    from anysam.describe.find_options import FindOptions
+    from anysam.describe.interface import describe_records
+    from anysam.describe.tap_words import DescribeOptions
+    from anysam.describe.vocabulary import load_vocabulary
+    from anysam.describers import load_describer
     from anysam.encoded_image import EncodedImage
     from anysam.errors import AnySamError, LicenceError
     from anysam.images import read_image
@@ -24,9 +30,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AnySamError",
+    "DescribeOptions",
     "EmbeddingStore",
     "EncodedImage",
     "EverythingOptions",
+    "FindOptions",
     "LicenceError",
     "MaskRecord",
     "Model",
@@ -34,25 +42,35 @@ __all__ = [
     "Prompt",
     "__version__",
     "convert_checkpoint",
+    "describe_records",
     "list_models",
     "load",
+    "load_describer",
+    "load_image_text",
+    "load_vocabulary",
     "preset",
     "read_image",
 ]
 
 _HOMES = {
     "AnySamError": "anysam.errors",
+    "DescribeOptions": "anysam.describe.tap_words",
     "EmbeddingStore": "anysam.store",
     "EncodedImage": "anysam.encoded_image",
     "EverythingOptions": "anysam.automatic.options",
+    "FindOptions": "anysam.describe.find_options",
     "LicenceError": "anysam.errors",
     "MaskRecord": "anysam.results",
     "Model": "anysam.predictor",
     "Prediction": "anysam.results",
     "Prompt": "anysam.prompts",
     "convert_checkpoint": "anysam.checkpoints",
+    "describe_records": "anysam.describe.interface",
     "list_models": "anysam.listing",
     "load": "anysam.predictor",
+    "load_describer": "anysam.describers",
+    "load_image_text": "anysam.describe.clip",
+    "load_vocabulary": "anysam.describe.vocabulary",
     "preset": "anysam.automatic.presets",
     "read_image": "anysam.images",
 }

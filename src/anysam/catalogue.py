@@ -1,7 +1,8 @@
 """The table of model variants: one row each, with prompts, size, weights file and licences. Imports no torch.
 
-Everything that lists models (the command line, the documentation, the loader, the tests) reads `VARIANTS`. A fact that
-is stated nowhere is None here, never a guess: a row without a sha256 has its hash recorded at the first download.
+Everything that lists models (the command line, the documentation, the loader, the tests) reads `VARIANTS`; `RESOURCES`
+is the small table of the files beside weights that words need. A fact that is stated nowhere is None here, never a
+guess: a row without a sha256 has its hash recorded at the first download.
 
 Addresses come from the projects' own pages, sizes and hashes from there or from other projects that pin the same files.
 (The suffix in the name of a SAM file is not the beginning of its sha256.)
@@ -11,18 +12,24 @@ import difflib
 import re
 from dataclasses import dataclass
 
-from anysam.errors import UnknownModelError
+from anysam.errors import OptionError, UnknownModelError
 
 PROMPT_KINDS = ("point", "box", "mask")
 DEFAULT_VARIANT = "anysam_lite"
 PACKAGE = "this package"  # the source of what has no repository of its own
+RESOURCE_KINDS = {  # and in words
+    "vocabulary": "vocabulary",
+    "names": "list of names",
+    "tokenizer": "tokenizer",
+    "clip": "CLIP checkpoint",
+}
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A file of weights as it is published.
+    """A file of weights, or of what a model needs beside them, as it is published.
 
     name: the file's name, without folders: its name in the cache and on a mirror.
     url: the full https address, or None when the file is not downloadable (it ships inside the package).
@@ -96,8 +103,46 @@ class Variant:
         return sum(sizes) / 1e6 if len(sizes) == len(self.files) else None
 
 
+@dataclass(frozen=True)
+class Resource:
+    """A file that is no model, but that a model finds words with.
+
+    name: the unique public name, for example "merged_2560".
+    kind: a key of RESOURCE_KINDS: a "vocabulary" has names with their embeddings, "names" has names only, a "clip" has
+        the text encoder that makes such embeddings.
+    file: the published or shipped file.
+    licence: an SPDX identifier where there is one, else words without a comma.
+    source: where the file is described.
+    summary: one short line for people choosing one.
+    families: the families of models that read it; none at all if anything may.
+    """
+
+    name: str
+    kind: str
+    file: WeightsFile
+    licence: str
+    source: str
+    summary: str
+    families: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in RESOURCE_KINDS:
+            raise ValueError(f"the kind of {self.name} must be one of {', '.join(RESOURCE_KINDS)}, got {self.kind!r}")
+
+    @property
+    def noun(self) -> str:
+        """Its kind in words."""
+        return RESOURCE_KINDS[self.kind]
+
+    @property
+    def megabytes(self) -> float | None:
+        """Size of the published file in units of 10**6 bytes, or None when it is not known."""
+        return None if self.file.bytes is None else self.file.bytes / 1e6
+
+
 _ALL, _POINT_BOX = ("point", "box", "mask"), ("point", "box")
 _APACHE, _AGPL, _S_LAB, _UNSTATED = "Apache-2.0", "AGPL-3.0", "S-Lab-1.0", "none stated"
+_LLAMA = "LLaMA (not stated)"  # LLaMA's tokenizer, in a repository under Apache-2.0 that says nothing about this file
 
 _SAM = "https://github.com/facebookresearch/segment-anything"
 _SAM_FILES = "https://dl.fbaipublicfiles.com/segment_anything/"
@@ -114,6 +159,7 @@ _SLIM_SAM_HUB = "https://huggingface.co/Zigeng/"
 _FAST_SAM = "https://github.com/CASIA-IVA-Lab/FastSAM"
 _TAP = "https://github.com/baaivision/tokenize-anything"
 _TAP_FILES = "https://huggingface.co/BAAI/tokenize-anything/resolve/main/models/"
+_TAP_CONCEPTS = "https://huggingface.co/BAAI/tokenize-anything/resolve/main/concepts/"
 _SAM_LIGHTENING = "https://github.com/Songyanfei/SAM-LIGHTENING"
 
 _PROMPT_GUIDED_DECODER = WeightsFile(
@@ -578,7 +624,12 @@ VARIANTS: tuple[Variant, ...] = (
         size="vit_b",
         prompts=_POINT_BOX,
         parameters=174_549_876,
-        file=WeightsFile(name="tap_vit_b_v1_0.pkl", url=_TAP_FILES + "tap_vit_b_v1_0.pkl"),
+        file=WeightsFile(
+            name="tap_vit_b_v1_0.pkl",
+            url=_TAP_FILES + "tap_vit_b_v1_0.pkl",
+            sha256="3a5e75c796245f278fbd332d1c3299312c5bbd17299f25affbfe677caa663012",
+            bytes=355_654_333,
+        ),
         code_licence=_APACHE,
         weights_licence=_APACHE,
         source=_TAP,
@@ -591,7 +642,12 @@ VARIANTS: tuple[Variant, ...] = (
         size="vit_l",
         prompts=_POINT_BOX,
         parameters=399_314_788,
-        file=WeightsFile(name="tap_vit_l_v1_0.pkl", url=_TAP_FILES + "tap_vit_l_v1_0.pkl"),
+        file=WeightsFile(
+            name="tap_vit_l_v1_0.pkl",
+            url=_TAP_FILES + "tap_vit_l_v1_0.pkl",
+            sha256="d63a5aba993c34bf29c0466026136e18e25d2bd4ac9e51b8fc407b76c431707d",
+            bytes=811_637_521,
+        ),
         code_licence=_APACHE,
         weights_licence=_APACHE,
         source=_TAP,
@@ -679,6 +735,106 @@ VARIANTS: tuple[Variant, ...] = (
 )
 
 
+RESOURCES: tuple[Resource, ...] = (
+    Resource(
+        name="merged_2560",
+        kind="vocabulary",
+        file=WeightsFile(
+            name="merged_2560.pkl",
+            url=_TAP_CONCEPTS + "merged_2560.pkl",
+            sha256="f7a17403190a7a44669136d0ab278b1bb1e095bb68eff178c3e2617b2744bbb7",
+            bytes=10_514_948,
+        ),
+        licence=_APACHE,
+        source=_TAP,
+        summary="2560 names of six data sets: what Tokenize Anything was trained with",
+        families=("tap",),
+    ),
+    Resource(
+        name="lvis_1203",
+        kind="vocabulary",
+        file=WeightsFile(
+            name="lvis_1203.pkl",
+            url=_TAP_CONCEPTS + "lvis_1203.pkl",
+            sha256="81fcd25855c70860fba5b729c917fe1601e13a1d4b7d4916adc5b0f20f97dbaa",
+            bytes=4_942_046,
+        ),
+        licence=_APACHE,
+        source=_TAP,
+        summary="the 1203 names of LVIS, for Tokenize Anything",
+        families=("tap",),
+    ),
+    Resource(
+        name="coco_80",
+        kind="vocabulary",
+        file=WeightsFile(
+            name="coco_80.pkl",
+            url=_TAP_CONCEPTS + "coco_80.pkl",
+            sha256="e62fd66a7e3b02e5060e17e3380b52dfaf99d257c382a2eeed91ff4ed3f0daed",
+            bytes=328_630,
+        ),
+        licence=_APACHE,
+        source=_TAP,
+        summary="the 80 names of COCO, for Tokenize Anything",
+        families=("tap",),
+    ),
+    Resource(
+        name="tap_tokenizer",
+        kind="tokenizer",
+        file=WeightsFile(
+            name="text_tokenizer.model",
+            url="https://raw.githubusercontent.com/baaivision/tokenize-anything/"
+            "9cefd56ab79438b8087e79cd1ca54efa0b9c27a8/tokenize_anything/modeling/text_tokenizer.model",
+            sha256="9e556afd44213b6bd1be2b850ebbbd98f5481437a8021afaf58ee7fb1818d347",
+            bytes=499_723,
+        ),
+        licence=_LLAMA,
+        source=_TAP,
+        summary="SentencePiece model of LLaMA: the captions of Tokenize Anything in letters",
+        families=("tap",),
+    ),
+    Resource(
+        name="eva02_clip_e_plus",
+        kind="clip",
+        file=WeightsFile(
+            name="EVA02_CLIP_E_psz14_plus_s9B.pt",
+            url="https://huggingface.co/QuanSun/EVA-CLIP/resolve/main/EVA02_CLIP_E_psz14_plus_s9B.pt",
+            sha256="7cfb55832d0011e36e3ac1d5d575895ef61dc03fd43895506a66f6aa697b9b1c",
+            bytes=10_090_109_864,
+        ),
+        licence="MIT",
+        source="https://github.com/baaivision/EVA",
+        summary="embeds other names for Tokenize Anything; convert it with --text-tower",
+        families=("tap",),
+    ),
+    Resource(
+        name="everyday",
+        kind="names",
+        file=WeightsFile(name="everyday.txt"),
+        licence=_APACHE,
+        source=PACKAGE,
+        summary="names of common things, without embeddings: for CLIP, or to begin a list of one's own",
+    ),
+)
+
+
+def find_resource(name: str, *kinds: str) -> Resource:
+    """The row of RESOURCES called exactly `name`, of one of `kinds` (of any if none is given).
+
+    Raises OptionError with the nearest names, or with all if none is near.
+    """
+    rows = [row for row in RESOURCES if not kinds or row.kind in kinds]
+    for row in rows:
+        if row.name == name:
+            return row
+    what = " or ".join(RESOURCE_KINDS[kind] for kind in kinds) or "file"
+    names = [row.name for row in rows]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=3, cutoff=0.5)
+    known = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(names)}."
+    other = next((f", but there is a {row.noun} of that name" for row in RESOURCES if row.name == name), "")
+    raise OptionError(f"There is no {what} called {name!r}{other}; {known} The path of a file is accepted as well.")
+
+
 def find_variant(name: str) -> Variant:
     """The row called exactly `name`. Raises UnknownModelError with the nearest names, or with all if none is near."""
     for variant in VARIANTS:
@@ -688,3 +844,18 @@ def find_variant(name: str) -> Variant:
     near = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"known models are {', '.join(names)}."
     raise UnknownModelError(f"There is no model called {name!r}; {hint}")
+
+
+def find_published(name: str) -> Variant | Resource:
+    """The row of VARIANTS or RESOURCES called exactly `name`.
+
+    Raises UnknownModelError with the nearest names of both, or with all models if none is near.
+    """
+    for row in RESOURCES:
+        if row.name == name:
+            return row
+    names = [row.name for row in VARIANTS] + [row.name for row in RESOURCES]
+    near = difflib.get_close_matches(name.lower().replace("-", "_"), names, n=3, cutoff=0.5)
+    if any(row.name in near for row in RESOURCES):
+        raise UnknownModelError(f"There is no model or file called {name!r}; did you mean {' or '.join(near)}?")
+    return find_variant(name)

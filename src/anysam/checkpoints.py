@@ -55,12 +55,15 @@ class Converted:
     source_sha256: str
 
 
-def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], variant_name: str) -> None:
+def load_strictly(
+    module: nn.Module, state_dict: Mapping[str, Tensor], variant_name: str, with_guess: bool = True
+) -> None:
     """Copy `state_dict` into `module`, which keeps its own dtype (float16 files become float32) and device.
 
     Every key must be there, and no other (but for EXTRA_KEYS), each in the module's shape. Otherwise raises
     WeightsError with the number and the first of the missing, unexpected and misshapen keys and a guess of what the
-    weights are; the module is then unchanged. variant_name: what the module is, for the message.
+    weights are; the module is then unchanged. variant_name: what the module is, for the message. with_guess: False for
+    what is no model of the catalogue; guessing takes seconds.
     """
     expected = module.state_dict()
     given = {key: value for key, value in state_dict.items() if key in expected or not _is_allowed_extra(key, value)}
@@ -79,7 +82,7 @@ def load_strictly(module: nn.Module, state_dict: Mapping[str, Tensor], variant_n
         for word, keys in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen))
         if keys
     ]
-    guess = guess_variant(_shapes(state_dict))
+    guess = guess_variant(_shapes(state_dict)) if with_guess else None
     hint = f"; this looks like {guess}" if guess not in (None, variant_name) else ""
     raise WeightsError(f"These weights do not fit {variant_name}: keys {', '.join(problems)}{hint}.")
 

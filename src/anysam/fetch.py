@@ -1,4 +1,4 @@
-"""Where weights are on this machine, and how they get there. Imports no torch.
+"""Where weights, and the files beside them, are on this machine, and how they get there. Imports no torch.
 
 Order: the package's own file, then the cache (`ANYSAM_HOME`, else the platform's cache folder), then a download.
 A file appears in the cache under its name only when it is complete and its sha256 is right. Until then it is a `.part`
@@ -20,50 +20,58 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from platformdirs import user_cache_path
 
-from anysam.catalogue import PACKAGE, VARIANTS, Variant
-from anysam.errors import DownloadError, WeightsError
+from anysam.catalogue import PACKAGE, RESOURCES, VARIANTS, Resource, Variant, find_resource
+from anysam.errors import DownloadError, OptionError, WeightsError
+from anysam.home import home as home  # the name that callers of this module use
+from anysam.licences import allowed_licences, announce_licence, require_allowed
 
 Progress = Callable[[int, int | None], None]
+Published = Variant | Resource
 
 _CHUNK = 1 << 20
 _RETRIED_STATUS = (408, 425, 429, 500, 502, 503, 504)
 _WEB_PAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
-_WEB_PAGE_CAME = (
-    "a web page came instead of the weights; check ANYSAM_MIRROR and whether a login page stands in between"
-)
+_WEB_PAGE_CAME = "a web page came instead of the file; check ANYSAM_MIRROR and whether a login page stands in between"
 
 logger = logging.getLogger(__name__)
 
 
-def home() -> Path:
-    """The folder of what this package keeps: `ANYSAM_HOME`, else the platform's user cache. It may not exist yet."""
-    chosen = os.environ.get("ANYSAM_HOME", "")
-    return Path(os.path.expanduser(chosen)) if chosen else user_cache_path("anysam", appauthor=False)
-
-
-def embedded_path(variant: Variant) -> Path | None:
-    """The weights of `variant` inside the installed package, or None."""
-    path = Path(__file__).parent / "weights" / f"{variant.name}.safetensors"
+def embedded_path(row: Published) -> Path | None:
+    """The file of `row` inside the installed package, or None."""
+    package = Path(__file__).parent
+    if isinstance(row, Variant):
+        path = package / "weights" / f"{row.name}.safetensors"
+    else:
+        path = package / "describe" / "names" / row.file.name
     return path if path.is_file() else None
 
 
-def cache_path(variant: Variant) -> Path:
-    """Where the downloaded weights of `variant` are or would be."""
-    return home() / "weights" / variant.file.name
+def cache_path(row: Published) -> Path:
+    """Where the downloaded file of `row` is or would be."""
+    return home() / ("weights" if isinstance(row, Variant) else "resources") / row.file.name
 
 
-def locate(variant: Variant) -> Path | None:
-    """The weights of `variant` on this machine: the package's own file, else the cache, else None. Never connects."""
-    cached = cache_path(variant)
-    return embedded_path(variant) or (cached if cached.is_file() else None)
+def locate(row: Published) -> Path | None:
+    """The file of `row` on this machine: the package's own, else the cache's, else None. Never connects."""
+    cached = cache_path(row)
+    return embedded_path(row) or (cached if cached.is_file() else None)
+
+
+def is_offline() -> bool:
+    """Whether ANYSAM_OFFLINE forbids connecting."""
+    return os.environ.get("ANYSAM_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def title(row: Published) -> str:
+    """What a row stands for, in the words of a message: "weights of sam_vit_b", "vocabulary coco_80"."""
+    return f"weights of {row.name}" if isinstance(row, Variant) else f"{row.noun} {row.name}"
 
 
 def missing_parts(variant: Variant) -> tuple[Variant, ...]:
@@ -85,8 +93,8 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def verify_weights(variant: Variant, path: Path) -> str:
-    """The sha256 of `path`, which holds `variant`'s weights in the package or the cache.
+def verify_weights(variant: Published, path: Path) -> str:
+    """The sha256 of `path`, which holds what `variant` names in the package or the cache.
 
     Raises WeightsError with both hashes if it is not the published one or, where none is published, the one that was
     recorded at the download. The file is left as it is.
@@ -102,14 +110,14 @@ def verify_weights(variant: Variant, path: Path) -> str:
 
 
 def fetch_weights(
-    variant: Variant,
+    variant: Published,
     progress: Progress | None = None,
     *,
     timeout: float = 30.0,
     attempts: int = 4,
     pause: float = 1.0,
 ) -> Path:
-    """The weights of `variant` on this machine, downloaded if they are not here yet.
+    """The file of `variant`, a row of the catalogue, on this machine, downloaded if it is not here yet.
 
     progress(bytes so far, bytes in all or None) is called after each piece, starting where an earlier try ended.
     timeout: seconds without any data before a connection is given up. attempts: connections that may fail in a row
@@ -130,11 +138,69 @@ def fetch_weights(
     return target
 
 
+def fetch_resource(
+    name_or_path: str | Path,
+    progress: Progress | None = None,
+    allow: str | Iterable[str] | None = None,
+    kinds: tuple[str, ...] = (),
+) -> Path:
+    """A file beside weights: one of the catalogue's RESOURCES on this machine, or the user's own.
+
+    A name of RESOURCES takes the package's own file, else the cache, else a download (see `fetch_weights`). Anything
+    that is a Path, exists, or looks like a path is the user's own file: it is not checked, but one that is a published
+    file is under that one's licence. kinds: those of RESOURCE_KINDS that are accepted by name; none for all.
+    allow: as in anysam.licences.allowed_licences.
+
+    Raises OptionError (no such name or file), LicenceError before any download, DownloadError or WeightsError.
+    """
+    allowed = allowed_licences(allow)
+    own = Path(name_or_path).expanduser() if _is_own_file(name_or_path) else None
+    if own is not None and not _is_file(own):
+        raise OptionError(f"There is no file {own}; give another path, or a name: {', '.join(_names(kinds))}.")
+    row = find_resource(str(name_or_path), *kinds) if own is None else _published_twin(own)
+    if row is None:
+        return Path(name_or_path).expanduser()
+    subject = f"the {title(row)}"
+    require_allowed(row.name, row.licence, allowed, subject)
+    path = own or fetch_weights(row, progress)
+    announce_licence(row.name, row.licence, subject)
+    return path
+
+
+def _is_own_file(name_or_path: str | Path) -> bool:
+    """Whether a file is meant, not a name of RESOURCES."""
+    if isinstance(name_or_path, Path):
+        return True
+    if name_or_path in _names(()):
+        return False
+    path = Path(name_or_path)
+    return "/" in name_or_path or os.sep in name_or_path or path.suffix != "" or _is_file(path)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
+def _names(kinds: tuple[str, ...]) -> list[str]:
+    return [row.name for row in RESOURCES if not kinds or row.kind in kinds]
+
+
+def _published_twin(path: Path) -> Resource | None:
+    """The row whose published file a user's own file is, or None."""
+    size = path.stat().st_size
+    rows = [row for row in RESOURCES if row.file.sha256 is not None and row.file.bytes == size]
+    digest = file_sha256(path) if rows else ""
+    return next((row for row in rows if row.file.sha256 == digest), None)
+
+
 @dataclass(frozen=True)
 class _Download:
     """What one download needs to know."""
 
-    variant: Variant
+    variant: Published
     url: str
     target: Path
     progress: Progress | None
@@ -158,33 +224,32 @@ class _Download:
     @property
     def what(self) -> str:
         """The beginning of every message."""
-        return f"The weights of {self.variant.name} could not be fetched from {self.url}"
+        return f"The {title(self.variant)} could not be fetched from {self.url}"
 
 
 class _Interrupted(Exception):
     """A connection failed in a way that another try may mend. The text completes a message."""
 
 
-def _address(variant: Variant, target: Path) -> str:
+def _address(variant: Published, target: Path) -> str:
     """Where to download from. Raises DownloadError if that is nowhere or connecting is forbidden."""
-    file = variant.file
+    file, what = variant.file, f"The {title(variant)}"
     if file.url is None and file.page is None and variant.source != PACKAGE:
-        raise DownloadError(
-            f"The weights of {variant.name} were never released; train your own and give their path as the model."
-        )
+        raise DownloadError(f"{what} were never released; train your own and give their path as the model.")
     if file.url is None and file.page is None:
+        lacking = f"weights/{variant.name}.safetensors" if isinstance(variant, Variant) else file.name
         raise DownloadError(
-            f"The weights of {variant.name} ship inside the package and are not downloadable, but this installation "
-            f"lacks weights/{variant.name}.safetensors; install the package again."
+            f"{what} {_verb(variant, 'ship')} inside the package and {_verb(variant, 'are')} not downloadable, but "
+            f"this installation lacks {lacking}; install the package again."
         )
-    if os.environ.get("ANYSAM_OFFLINE", "").lower() not in ("", "0", "false", "no"):
+    if is_offline():
         raise DownloadError(
-            f"The weights of {variant.name} are not at {target} and ANYSAM_OFFLINE forbids connecting; "
+            f"{what} {_verb(variant, 'are')} not at {target} and ANYSAM_OFFLINE forbids connecting; "
             f"copy {file.name} there or unset ANYSAM_OFFLINE."
         )
     mirror = os.environ.get("ANYSAM_MIRROR", "")
     if not mirror and file.url is None and file.name not in {row.file.name for row in VARIANTS}:
-        owner = next(row for row in VARIANTS if variant.file in row.parts)
+        owner = next(row for row in VARIANTS if file in row.parts)
         others = ", ".join(part.name for part in owner.parts if part != file)
         raise DownloadError(
             f"The weights of {owner.name} are in parts: get its encoder from {file.page} (there it may have another "
@@ -193,7 +258,7 @@ def _address(variant: Variant, target: Path) -> str:
         )
     if not mirror and file.url is None:
         raise DownloadError(
-            f"The weights of {variant.name} have no address to fetch them from: get {file.name} from {file.page} and "
+            f"{what} have no address to fetch them from: get {file.name} from {file.page} and "
             f"give its path as the model, or copy it to {target}."
         )
     if not mirror:
@@ -204,6 +269,11 @@ def _address(variant: Variant, target: Path) -> str:
             f"ANYSAM_MIRROR must be an http:// or https:// address without user name, query or fragment, got {shown!r}."
         )
     return f"{mirror.rstrip('/')}/{urllib.parse.quote(file.name)}"
+
+
+def _verb(row: Published, plural: str) -> str:
+    """The verb that fits the row's title: weights are many, any other file is one."""
+    return plural if isinstance(row, Variant) else {"ship": "ships", "are": "is"}[plural]
 
 
 def _is_plain_address(address: str) -> bool:

@@ -9,9 +9,9 @@ import re
 import sys
 from collections.abc import Iterable
 
-from anysam.catalogue import VARIANTS
+from anysam.catalogue import RESOURCES, VARIANTS
 from anysam.errors import LicenceError, OptionError
-from anysam.fetch import home
+from anysam.home import home
 
 # Beside the catalogue's own: what people allow in general, and what weights of their own may be under.
 _COMMON = (
@@ -21,6 +21,7 @@ _COMMON = (
 
 _NON_COMMERCIAL = "it permits non-commercial use only"
 _TERMS = {
+    "llama-not-stated": "the file is LLaMA's tokenizer, and the repository that offers it states no licence for it",
     "agpl-3.0": "who passes on what is built on it, or offers it over a network, gives its source on the same terms",
     "s-lab-1.0": _NON_COMMERCIAL,
 }
@@ -45,33 +46,40 @@ def allowed_licences(allow: str | Iterable[str] | None) -> frozenset[str] | None
     unknown = [name for name in names if licence_id(name) not in known]
     if unknown or not names:
         what = f"names the unknown licence {unknown[0]!r}" if unknown else "names no licence"
-        raise OptionError(f"{source} {what}; the models' weights are under {', '.join(listed)}.")
+        raise OptionError(f"{source} {what}; the models' weights and files are under {', '.join(listed)}.")
     return frozenset(map(licence_id, names))
 
 
 def licence_id(name: str) -> str:
-    """A licence's name as it is compared: in lower case, without spaces, "-only" and "-or-later"."""
-    return re.sub(r"(?<=\d)-(only|or-later)$", "", re.sub(r"[\s_]+", "-", name.strip().lower()))
+    """A licence's name as it is compared: in lower case, without spaces, brackets, "-only" and "-or-later"."""
+    return re.sub(r"(?<=\d)-(only|or-later)$", "", re.sub(r"[\s_]+", "-", re.sub(r"[()]", "", name).strip().lower()))
 
 
 def catalogue_licences() -> tuple[str, ...]:
-    """The licences of the catalogue's weights, each once, in its order."""
-    return tuple(dict.fromkeys(variant.weights_licence for variant in VARIANTS))
+    """The licences of the catalogue's weights and other files, each once, in its order."""
+    weights = [variant.weights_licence for variant in VARIANTS]
+    return tuple(dict.fromkeys(weights + [resource.licence for resource in RESOURCES]))
 
 
-def require_allowed(model: str, licence: str, allowed: frozenset[str] | None) -> None:
-    """Raise LicenceError if the weights of `model` are under a licence that is not allowed (see allowed_licences)."""
+def require_allowed(model: str, licence: str, allowed: frozenset[str] | None, subject: str | None = None) -> None:
+    """Raise LicenceError if the weights of `model` are under a licence that is not allowed (see allowed_licences).
+
+    subject: what is under the licence, in words; by default the weights of the model.
+    """
     if allowed is None or licence_id(licence) in allowed:
         return
     more = ",".join([*sorted(allowed), licence_id(licence)])
+    what = f"The weights of {model} are" if subject is None else f"{subject[0].upper()}{subject[1:]} is"
     raise LicenceError(
-        f"The weights of {model} are under the licence {licence!r}, and allowed are only {', '.join(sorted(allowed))}; "
+        f"{what} under the licence {licence!r}, and allowed are only {', '.join(sorted(allowed))}; "
         f"to accept it, write --allow {more} or set ANYSAM_ALLOW={more}."
     )
 
 
-def announce_licence(model: str, licence: str) -> None:
+def announce_licence(model: str, licence: str, subject: str | None = None) -> None:
     """Print on stderr, once for each user and licence, that weights are under AGPL or for non-commercial use.
+
+    subject: what is under the licence, in words; by default the weights of the model.
 
     A note in the home folder remembers it; where none can be written, it is said once in a process. Never fails.
     """
@@ -89,4 +97,5 @@ def announce_licence(model: str, licence: str) -> None:
     except OSError:
         pass  # said again by the next process: better than never
     if sys.stderr is not None:
-        print(f"anysam: the weights of {model} are under {licence}: {terms}. This is said once.", file=sys.stderr)
+        what = f"the weights of {model} are" if subject is None else f"{subject} is"
+        print(f"anysam: {what} under {licence}: {terms}. This is said once.", file=sys.stderr)

@@ -55,9 +55,10 @@ class MaskRecord:
     part of the image that the model saw; detection_score: 0 to 1, of the object whose box was the prompt.
 
     Words, each None where nobody asked for it. label: a name for the object. label_score: 0 to 1, how probable the name
-    is among those considered (by FastSAM's rule for texts: the mask among all masks). label_scores: the best names considered, and for a text prompt the negatives,
-    with their probabilities, best first. caption: a phrase. caption_score: 0 to 1, the geometric mean of its tokens'
-    probabilities. similarity: of the mask's picture and the text that asked for it, as the image-text model says it.
+    is among those considered (by FastSAM's rule for texts: the mask among all masks). label_scores: the best names
+    considered, and for a text prompt the negatives, with their probabilities, best first. caption: a phrase.
+    caption_score: 0 to 1, the geometric mean of its tokens' probabilities. similarity: of the mask's picture and the
+    text that asked for it, as the image-text model says it.
 
     Raises OptionError when predicted_iou is not finite, which JSON cannot hold.
     """

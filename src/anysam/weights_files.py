@@ -5,7 +5,7 @@ their instructions without making any object, so that the tensors of whole pickl
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
 
@@ -31,26 +31,32 @@ from anysam.unpickling.records import (
 
 FORMAT = "anysam"
 MAX_BYTES = 16_000_000_000  # six times the largest file of the family
-WRAPPERS = ("model", "state_dict", "model_state_dict")
+WRAPPERS = ("model", "state_dict", "model_state_dict", "module")
 SUFFIXES = (".pth", ".pt", ".pkl", ".safetensors")
 
 _MAX_CONCEPTS = 1_000_000
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a pickled file that holds a state_dict or a network, plain or wrapped.
 
-    Unwraps {"model" | "state_dict" | "model_state_dict": ...}; where there is also an "ema" that is a network, it is
-    preferred, as the programs do that write such files. What else a wrapper holds is ignored. Of a pickled network the
-    parameters and persistent buffers are taken; NumPy arrays become tensors. A "module." that all keys share is
-    stripped. The tensors are on the CPU, in the stored dtype, and may be views of the file: copy them before it is
-    changed in place.
+    Unwraps {"model" | "state_dict" | "model_state_dict" | "module": ...}; where there is also an "ema" that is a
+    network, it is preferred, as the programs do that write such files. What else a wrapper holds is ignored. Of a
+    pickled network the parameters and persistent buffers are taken; NumPy arrays become tensors. A "module." that all
+    keys share is stripped. The tensors are on the CPU, in the stored dtype, and may be views of the file: copy them
+    before it is changed in place. wanted: whether a name, as it is in the file, is asked for; of the other tensors
+    nothing is read, and none at all is an answer.
 
     Raises WeightsError if the file is missing, damaged, of another kind, or holds anything but tensors.
     """
     path = Path(path)
     kind = _file_kind(path)
-    state_dict = _read_safetensors(path) if kind == "safetensors" else _read_pickled_state_dict(path, kind)
+    if kind == "safetensors":
+        state_dict = _read_safetensors(path, wanted)
+    else:
+        state_dict = _read_pickled_state_dict(path, kind, wanted)
+    if not state_dict and wanted is not None:
+        return {}
     if not state_dict:
         raise WeightsError(f"{path} holds no tensors; accepted are a state_dict or one under {', '.join(WRAPPERS)}.")
     _require_honest_sizes(path, state_dict)
@@ -137,19 +143,22 @@ def _file_kind(path: Path) -> str:
     raise WeightsError(f"{path} is not a weights file; accepted are .safetensors and PyTorch's .pth and .pt.")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
     try:
-        return dict(load_file(path))
+        if wanted is None:
+            return dict(load_file(path))
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if wanted(key)}
     except Exception as error:  # the library raises its own error, KeyError for odd dtypes and more
         raise _damaged(path, error) from error
 
 
-def _read_pickled_state_dict(path: Path, kind: str) -> dict[str, Tensor]:
+def _read_pickled_state_dict(path: Path, kind: str, wanted: Callable[[str], bool] | None = None) -> dict[str, Tensor]:
     """The tensors of a pickled file; only those of the state_dict are looked at."""
     try:
         file: PickledFile = read_pickled(path, kind)
         records = _unwrap(path, file.content)
-        return {key: file.tensor(record) for key, record in records.items()}
+        return {key: file.tensor(record) for key, record in records.items() if wanted is None or wanted(key)}
     except RefusedPickleError as error:
         raise _refused(path, error) from error
     except DamagedPickleError as error:
