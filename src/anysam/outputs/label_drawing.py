@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont, features
 
 from anysam import rle
-from anysam.outputs.fonts import Font, find_fonts, split_runs
+from anysam.outputs.fonts import JOINERS, Font, find_fonts, split_runs
 from anysam.outputs.formats import Loss
 from anysam.outputs.label_boxes import Place, Point, Wish, place_boxes
 from anysam.results import MaskRecord
@@ -62,7 +63,6 @@ class _Block:
     """The text of a record, in letters drawn `zoom` times as large. label: at most one line. caption: at most two."""
 
     zoom: int
-
     label: tuple[_Line, ...]
     caption: tuple[_Line, ...]
 
@@ -81,8 +81,9 @@ def draw_labels(
 
     A label stands in a box of its mask's colour, darkened until white text has a contrast of 7 on it, with its score in
     percent; a caption under it in smaller letters. For drawing only, control characters are dropped, as are emoji
-    beside letters, and long texts end in an ellipsis. Characters that no font on this machine has are drawn as boxes,
-    and said. Where there is no room for all, captions are left out first, then the labels of the smallest masks.
+    beside letters, and long texts end in an ellipsis. Characters of a label that no font on this machine has are drawn
+    as boxes, and a caption with one is left out; either is said. Where there is no room for all, captions are left out
+    first, then the labels of the smallest masks.
     """
     worded = [i for i, record in enumerate(records) if record.label is not None or record.caption is not None]
     if not worded:
@@ -91,41 +92,48 @@ def draw_labels(
         return [Loss("overlay", "labels without FreeType, which this build of Pillow lacks", len(worded))]
     worded.sort(key=lambda i: -records[i].area)
     size = _font_size(canvas.shape[0], canvas.shape[1], len(worded))
-    texts = [(_drawable(records[i].label), _drawable(records[i].caption)) for i in worded]
-    fonts = find_fonts([_ELLIPSIS, "0123456789 %", *(text for pair in texts for text in pair)])
-    losses = _unwritable(texts, fonts)
-    zoom = _ZOOM if size < _ZOOMED_BELOW else 1
-    letters = _Letters.at(size, zoom, fonts)
-    small_letters = _Letters.at(max(_SMALLEST_CAPTION, size * _CAPTION), zoom, fonts)
-    blocks = [
-        _Block(
-            zoom,
-            _label_lines(label, records[i].label_score, letters, canvas.shape[1]),
-            _caption_lines(caption, small_letters, size, canvas.shape[1]),
-        )
-        for i, (label, caption) in zip(worded, texts, strict=True)
-    ]
-    gap = max(2, round(size / 5))
-    kept = [k for k, i in enumerate(worded) if rle.box(records[i].segmentation) is not None]
-    wishes = [_wish(worded[k] + 1, records[worded[k]], blocks[k], size) for k in kept]
-    found = dict(zip(kept, place_boxes(on_top, wishes, gap, avoid), strict=True))
-    drawn = [(blocks[k], found.get(k), colours[i]) for k, i in enumerate(worded)]
+    blocks, losses = _set_blocks([records[i] for i in worded], size, canvas.shape[1])
+    boxes = [rle.box(records[i].segmentation) for i in worded]
+    kept = [k for k, box in enumerate(boxes) if box is not None]
+    wishes = [_wish(worded[k] + 1, box, blocks[k], size) for k, box in enumerate(boxes) if box is not None]
+    found = dict(zip(kept, place_boxes(on_top, wishes, max(2, round(size / 5)), avoid), strict=True))
+    drawn = [(block, found.get(k), colours[i]) for k, (i, block) in enumerate(zip(worded, blocks, strict=True))]
     for _, place, colour in drawn:
         if place is not None and place.leader is not None:
             _draw_leader(canvas, *place.leader, colour, size)
+    paints = {tuple(colour): _dark(colour) for colour in np.unique(colours, axis=0)}
     for block, place, colour in drawn:
         if place is not None:
-            _draw_box(canvas, block, place, colour, size)
+            _draw_box(canvas, block, place, (colour, paints[tuple(colour)]), size)
     left = sum(bool(block.label) and place is None for block, place, _ in drawn)
     untold = sum(bool(block.caption) and not (place and place.full) for block, place, _ in drawn)
     what = (("labels for which there is no room", left), ("captions for which there is no room", untold))
     return losses + [Loss("overlay", name, count) for name, count in what if count]
 
 
-def contrast(first: Sequence[float], second: Sequence[float]) -> float:
+def _set_blocks(records: Sequence[MaskRecord], size: float, image_width: int) -> tuple[list[_Block], list[Loss]]:
+    """The texts of records in letters of a size in pixels, and what is said of characters that no font has."""
+    texts = [(_drawable(record.label), _drawable(record.caption)) for record in records]
+    written = [text for pair in texts for text in pair]
+    fonts = find_fonts([_ELLIPSIS, "0123456789 %", *written, *(_base(char) for char in set().union(*written))])
+    known = frozenset(JOINERS).union(*(font.characters for font in fonts))
+    zoom = _ZOOM if size < _ZOOMED_BELOW else 1
+    letters = _Letters.at(size, zoom, fonts)
+    small_letters = _Letters.at(max(_SMALLEST_CAPTION, size * _CAPTION), zoom, fonts)
+    blocks = []
+    for record, (label, caption) in zip(records, texts, strict=True):
+        label_lines = _label_lines(_plain(label, known), record.label_score, letters, image_width)
+        phrase = _plain(caption, known)
+        phrase = phrase if known.issuperset(phrase) else ""  # lines of boxes
+        blocks.append(_Block(zoom, label_lines, _caption_lines(phrase, small_letters, size, image_width)))
+    strange = [text for text in written if not known.issuperset(text)]
+    return blocks, _unwritable(strange, known) if strange else []
+
+
+def contrast(first: ArrayLike, second: ArrayLike) -> float:
     """Of two colours (R, G, B) from 0 to 255, 1 to 21 (WCAG 2.1, "contrast ratio" and "relative luminance")."""
 
-    def luminance(colour: Sequence[float]) -> float:
+    def luminance(colour: ArrayLike) -> float:
         shares = np.asarray(colour, dtype=np.float64) / 255
         linear = np.where(shares <= 0.03928, shares / 12.92, ((shares + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
@@ -136,36 +144,44 @@ def contrast(first: Sequence[float], second: Sequence[float]) -> float:
 
 def _font_size(height: int, width: int, count: int) -> float:
     """Pixels: as large to the eye on every image that is seen whole; smaller where many labels share it."""
-    crowd = min(1.0, (20 / count) ** 0.2)
-    return max(_SMALLEST, min(max(height, width) / 46, min(height, width) / 9) * crowd)
+    alone = max(_SMALLEST, min(max(height, width) / 46, min(height, width) / 9))
+    return max(_SMALLEST_CAPTION, alone * min(1.0, (20 / count) ** 0.2))
 
 
 def _drawable(text: str | None) -> str:
     """One line of what can be drawn: no control characters, surrogates or marks of direction."""
     if text is None:
         return ""
-    joiners = "\u200c\u200d" if features.check("raqm") else ""  # they would be boxes without shaping
+    joiners = JOINERS if features.check("raqm") else ""  # they would be boxes without shaping
     kept = [
         " " if char.isspace() else char
-        for char in unicodedata.normalize("NFC", text[:_LONGEST])
+        for char in unicodedata.normalize("NFC", str(text)[:_LONGEST])
         if char in joiners or char.isspace() or unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Co")
     ]
     line = " ".join("".join(kept).split())
     return " ".join(_EMOJI.sub("", line).split()) or line
 
 
-def _unwritable(texts: Sequence[tuple[str, str]], fonts: Sequence[Font]) -> list[Loss]:
+def _base(char: str) -> str:
+    """The letter from A to Z under an accent, if it is one."""
+    base = unicodedata.normalize("NFD", char)[0]
+    return base if base.isascii() else ""
+
+
+def _plain(text: str, known: frozenset[str]) -> str:
+    """Letters that no font has without their accents, if that helps: a box in their place says less."""
+    return "".join(char if char in known else _base(char) or char for char in text)
+
+
+def _unwritable(texts: Sequence[str], known: frozenset[str]) -> list[Loss]:
     """What is said of texts with characters that no font has."""
-    known = frozenset("\u200c\u200d").union(*(font.characters for font in fonts))
-    strange = [text for pair in texts for text in pair if not known.issuperset(text)]
-    if not strange:
-        return []
-    missing = {char for text in strange for char in text} - known
+    missing = frozenset().union(*texts) - known
     asian = any(unicodedata.name(char, "").startswith(("CJK", "HIRAGANA", "KATAKANA", "HANGUL")) for char in missing)
-    package = "fonts-noto-cjk" if asian else "fonts-noto"
-    first = strange[0] if len(strange[0]) <= 40 else f"{strange[0][:39]}{_ELLIPSIS}"
-    what = f"characters of labels that no font on this machine has, as in '{first}' (install for example {package})"
-    return [Loss("overlay", what, len(strange))]
+    package = "fonts-noto-cjk" if asian else "fonts-noto-core"
+    first = "".join(char if char.isprintable() else "\ufffd" for char in texts[0])
+    first = first if len(first) <= 40 else f"{first[:39]}{_ELLIPSIS}"
+    what = f"texts in characters that no font on this machine has, such as '{first}' (install for example {package})"
+    return [Loss("overlay", what, len(texts))]
 
 
 def _label_lines(text: str, score: float | None, letters: _Letters, image_width: int) -> tuple[_Line, ...]:
@@ -230,9 +246,7 @@ def _padding(size: float) -> tuple[int, int]:
     return max(3, round(0.42 * size)), max(2, round(0.2 * size))
 
 
-def _wish(number: int, record: MaskRecord, block: _Block, size: float) -> Wish:
-    box = rle.box(record.segmentation)
-    assert box is not None
+def _wish(number: int, box: tuple[int, int, int, int], block: _Block, size: float) -> Wish:
     whole = _box_size((*block.label, *block.caption), size) if block.caption else None
     return Wish(number, box, _box_size(block.label, size) if block.label else None, whole)
 
@@ -242,7 +256,10 @@ def _box_size(lines: Sequence[_Line], size: float) -> tuple[int, int]:
     return sum(line.ascent + line.descent for line in lines) + 2 * y, max(line.width for line in lines) + 2 * x
 
 
-def _draw_box(canvas: np.ndarray, block: _Block, place: Place, colour: np.ndarray, size: float) -> None:
+def _draw_box(
+    canvas: np.ndarray, block: _Block, place: Place, paints: tuple[np.ndarray, np.ndarray], size: float
+) -> None:
+    """paints: of its border, and of what is inside."""
     x0, y0, x1, y1 = place.box
     part = canvas[y0:y1, x0:x1]
     height, width = part.shape[:2]
@@ -260,27 +277,32 @@ def _draw_box(canvas: np.ndarray, block: _Block, place: Place, colour: np.ndarra
         y += line.descent
     if block.zoom > 1:
         letters = letters.resize((width, height), Image.Resampling.LANCZOS)
-    pixels = part.astype(np.float32)
-    layers = ((_dark(colour), _OPACITY * core), (colour, inside - core), (_WHITE, np.asarray(letters) / 255 * core))
-    for paint, opacity in layers:
-        pixels += (np.asarray(paint, dtype=np.float32) - pixels) * opacity[..., None].astype(np.float32)
-    part[:] = (pixels + 0.5).astype(np.uint8)
+    picture = Image.fromarray(part)
+    for paint, opacity in zip(paints, (inside - core, _OPACITY * core), strict=True):
+        picture.paste(
+            tuple(round(float(value)) for value in paint), mask=Image.fromarray(np.uint8(255 * opacity + 0.5))
+        )
+    picture.paste(_WHITE, mask=letters)
+    part[:] = np.asarray(picture)
 
 
 def _dark(colour: np.ndarray) -> np.ndarray:
     """The colour, darkened until white has enough contrast on it where a white photograph shines through."""
-    for share in np.arange(1.0, 0.0, -0.05):
+    for share in np.arange(1.0, 0.0, -0.1):
         if contrast(_WHITE, colour * share * _OPACITY + 255 * (1 - _OPACITY)) >= _CONTRAST:
             return colour * share
     return colour * 0.0
 
 
 def _depth_in_rounded_box(height: int, width: int, radius: float) -> np.ndarray:
-    """How far inside a box with round corners each pixel's centre lies, (height, width); negative outside."""
-    x = np.abs(np.arange(width) + 0.5 - width / 2) - (width / 2 - radius)
-    y = np.abs(np.arange(height) + 0.5 - height / 2) - (height / 2 - radius)
-    corner = np.hypot(np.maximum(x, 0)[None], np.maximum(y, 0)[:, None])
-    return radius - corner - np.minimum(np.maximum(x[None], y[:, None]), 0)
+    """How far inside a box with round corners each pixel's centre lies, (height, width) float32; negative outside."""
+    x, y = (np.arange(side, dtype=np.float32) + 0.5 for side in (width, height))
+    depth = np.minimum(np.minimum(x, x[::-1])[None], np.minimum(y, y[::-1])[:, None])
+    n = min(math.ceil(radius), height // 2, width // 2)
+    corner = radius - np.hypot(radius - x[:n][None], radius - y[:n][:, None])  # (n, n)
+    for rows, columns in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        depth[::rows, ::columns][:n, :n] = corner
+    return depth
 
 
 def _draw_leader(canvas: np.ndarray, start: Point, end: Point, colour: np.ndarray, size: float) -> None:

@@ -12,6 +12,8 @@ from anysam import rle
 from anysam.errors import OptionError
 from anysam.masks import mask_to_box
 from anysam.outputs.files import write_png
+from anysam.outputs.formats import Loss
+from anysam.outputs.label_drawing import draw_labels
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
 
@@ -35,6 +37,7 @@ _BLACK = (0, 0, 0)
 _FILL = 0.42  # opacity of a mask on the photograph
 _ROWS = 256  # of the image, tinted at once
 _SHIFT = 4  # OpenCV draws at 1/16 pixel
+_MARKER_EDGE = 1.45  # of the disc's radius
 
 
 def write_mask_png(path: str | Path, mask: np.ndarray) -> None:
@@ -46,10 +49,14 @@ def write_mask_png(path: str | Path, mask: np.ndarray) -> None:
 
 
 def write_overlay_png(
-    path: str | Path, image: np.ndarray, records: Sequence[MaskRecord], prompts: Sequence[Prompt] | None = None
+    path: str | Path,
+    image: np.ndarray,
+    records: Sequence[MaskRecord],
+    prompts: Sequence[Prompt] | None = None,
+    losses: list[Loss] | None = None,
 ) -> None:
     """Write `draw_overlay` as a PNG."""
-    write_png(path, Image.fromarray(draw_overlay(image, records, prompts)))
+    write_png(path, Image.fromarray(draw_overlay(image, records, prompts, losses)))
 
 
 def write_cutout_png(path: str | Path, image: np.ndarray, mask: np.ndarray) -> None:
@@ -68,13 +75,19 @@ def write_cutout_png(path: str | Path, image: np.ndarray, mask: np.ndarray) -> N
 
 
 def draw_overlay(
-    image: np.ndarray, records: Sequence[MaskRecord], prompts: Sequence[Prompt] | None = None
+    image: np.ndarray,
+    records: Sequence[MaskRecord],
+    prompts: Sequence[Prompt] | None = None,
+    losses: list[Loss] | None = None,
 ) -> np.ndarray:
-    """Lay masks and prompts on a photograph: (H, W, 3) uint8 RGB -> the same, the input untouched.
+    """Lay masks, prompts and words on a photograph: (H, W, 3) uint8 RGB -> the same, the input untouched.
 
     Each record is tinted and outlined in a colour unlike its neighbours', small masks above large ones, with one tint
     at each pixel; points are drawn as green + and red - discs, boxes, outlines and strokes as thin lines. prompts: by
-    default those of the records, but not the points of a grid nor a detector's boxes.
+    default those of the records, but not the points of a grid nor a detector's boxes. Labels, with their scores, and
+    captions stand in boxes that do not overlap, in the colour of the mask that each lies on or has a line to. losses:
+    what of the words could not be drawn is appended to it: those for which there is no room, the smallest masks' first,
+    and characters that no font on this machine has.
     Raises OptionError when a record belongs to an image of another size.
     """
     canvas = np.ascontiguousarray(image).copy()
@@ -97,6 +110,10 @@ def draw_overlay(
         prompts = [Prompt.from_dict(form) for form in distinct.values()]
     for prompt in prompts:
         _draw_prompt(canvas, prompt, line)
+    markers = [box for prompt in prompts for box in _marker_boxes(canvas, prompt)]
+    lost = draw_labels(canvas, records, on_top, colours, markers)
+    if losses is not None:
+        losses += lost
     return canvas
 
 
@@ -180,15 +197,26 @@ def _draw_line(
 
 def _draw_marker(canvas: np.ndarray, point: np.ndarray, foreground: bool) -> None:
     """A disc with a + or - in it, about a fiftieth of the image wide."""
-    radius = float(np.clip(max(canvas.shape[:2]) / 85, 5, 60))
+    radius = _marker_radius(canvas)
     x, y = point
 
     def fixed(*values: float) -> list[int]:
         return [round(value * 2**_SHIFT) for value in values]
 
-    for size, colour in ((1.45, _BLACK), (1.3, _WHITE), (1.0, _FOREGROUND if foreground else _BACKGROUND)):
+    for size, colour in ((_MARKER_EDGE, _BLACK), (1.3, _WHITE), (1.0, _FOREGROUND if foreground else _BACKGROUND)):
         cv2.circle(canvas, fixed(x, y), fixed(radius * size)[0], colour, cv2.FILLED, cv2.LINE_AA, _SHIFT)
     arm, thick = radius * 0.6, max(1, round(radius * 0.22))
     cv2.line(canvas, fixed(x - arm, y), fixed(x + arm, y), _WHITE, thick, cv2.LINE_AA, _SHIFT)
     if foreground:
         cv2.line(canvas, fixed(x, y - arm), fixed(x, y + arm), _WHITE, thick, cv2.LINE_AA, _SHIFT)
+
+
+def _marker_radius(canvas: np.ndarray) -> float:
+    return float(np.clip(max(canvas.shape[:2]) / 85, 5, 60))
+
+
+def _marker_boxes(canvas: np.ndarray, prompt: Prompt) -> list[tuple[float, float, float, float]]:
+    """Boxes x0 y0 x1 y1 of the discs."""
+    edge = _marker_radius(canvas) * _MARKER_EDGE
+    points = [] if prompt.points is None else prompt.points.tolist()
+    return [(x - edge, y - edge, x + edge, y + edge) for x, y in points]

@@ -74,7 +74,7 @@ def write_outputs(
         written += write_result("png", folder, name, result, lost)
     if "overlay" in formats:
         written.append(folder / f"{name}_overlay.png")
-        write_overlay_png(written[-1], image, records)
+        write_overlay_png(written[-1], image, records, losses=lost)
     if "cutout" in formats:
         for i, record in enumerate(records):
             written.append(folder / f"{name}_cutout_{i}.png")
