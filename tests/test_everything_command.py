@@ -19,7 +19,8 @@ from pycocotools import mask as coco_mask
 from anysam import __version__, cli, outputs, predictor
 from anysam.automatic.options import EverythingOptions
 from anysam.automatic.presets import PRESETS, preset
-from anysam.commands import everything, everything_options, image_runs
+from anysam.commands import everything_options, image_runs, reports
+from anysam.commands.options import FORMATS
 from anysam.commands.progress import duration, work_progress
 from anysam.encoded_image import EncodedImage
 from anysam.errors import ImageError, OptionError, OutputError
@@ -134,7 +135,7 @@ def test_all_masks_are_written_and_their_paths_printed(model, folder, capsys):
 
 
 def test_every_format_of_the_help_is_written_in_the_order_of_the_outputs(model, folder, capsys):
-    assert list(everything.FORMATS) == list(outputs.FORMATS)
+    assert list(FORMATS) == list(outputs.FORMATS)
     status, out, _ = run(capsys, "photo.png", "--format", "json,png, cutout", "--out", "a/b")
     names = ["photo.json", "photo_cutout_0.png", "photo_cutout_1.png", "photo_mask_0.png", "photo_mask_1.png"]
     assert status == 0 and files_in("a/b") == names and sorted(Path(line).name for line in out.splitlines()) == names
@@ -642,9 +643,9 @@ def test_resume_of_a_finished_image_reads_no_pixels(model, folder, capsys, monke
 
 
 def test_nothing_of_the_finished_images_is_kept_in_memory(model, folder):
-    report = everything.Report(False, 10_000)
+    report = reports.Report(False, 10_000)
     for i in range(100):
-        report.add(Path(f"{i}.png"), (1, 1), [None] * 1000, {"read": 0.5}, [], [])
+        report.add(Path(f"{i}.png"), reports.Result(np.zeros((1, 1, 3), np.uint8), [None] * 1000, {"read": 0.5}, ""))
     assert report.done == 100 and report._seconds == {"read": 50.0}
     assert not any(isinstance(value, list) and value for value in vars(report).values())
 

@@ -124,6 +124,7 @@ def test_the_scan_sees_imports_inside_functions():
         ["fetch", "--help"],
         ["convert", "--help"],
         ["everything", "--help"],
+        ["describe", "--help"],
         ["convert-masks", "--help"],
     ],
     ids=" ".join,

@@ -19,6 +19,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from anysam import __version__
+from anysam.commands.options import printable
 from anysam.errors import AnySamError, OptionError
 
 
@@ -34,6 +35,9 @@ class Command:
 COMMANDS = (
     Command("segment", "anysam.commands.segment", "cut out of photographs what points, boxes or outlines show"),
     Command("everything", "anysam.commands.everything", "find all masks of photographs, without pointing at anything"),
+    Command(
+        "describe", "anysam.commands.describe", "name and caption masks: those of a file, or of what is pointed at"
+    ),
     Command("convert-masks", "anysam.commands.convert_masks", "masks from one file format into another"),
     Command("models", "anysam.commands.models", "list the models: size, prompts, licence, and which are here"),
     Command("fetch", "anysam.commands.fetch", "download a model's weights now, instead of on first use"),
@@ -44,6 +48,8 @@ _EXAMPLES = """\
 examples:
   anysam segment photo.jpg --point 320,240       what is at x 320, y 240?
   anysam segment photo.jpg --box 40,60,300,420   the object in this box
+  anysam segment photo.jpg --text "the red car"  what do these words mean?
+  anysam describe photo.jpg --point 320,240      what is it called?
   anysam models                                  which models are there?
 
 `anysam COMMAND --help` explains a command. Without --model, the small model inside the package is used: it works
@@ -163,7 +169,5 @@ def _fault(error: Exception, debug: bool) -> int:
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
-    # One line, whatever characters a file name has.
-    shown = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in message)
-    print(f"anysam: {shown}", file=sys.stderr)
+    print(f"anysam: {printable(message)}", file=sys.stderr)
     return status

@@ -172,12 +172,19 @@ def detector_name(arguments: argparse.Namespace, variant: str, given: dict[str, 
         return None
     # With an option or a preset that is about a grid, a grid is what the user has in mind; else the authors' way.
     grid = arguments.preset not in (None, "dense") or any(name in given for name in _OF_THE_GRID)
-    if asked is None and family == "mobile_sam_v2" and not grid:
-        return DEFAULT_DETECTOR
+    if asked is None and not grid and (usual := authors_detector(variant)):
+        return usual
     if asked in (None, "none"):
         _refuse_all(given, _OF_OBJECTS, f"with {variant} and a grid of points; give a --detector")
         return None
     return asked
+
+
+def authors_detector(variant: str) -> str | None:
+    """The detector that the authors of a variant of the catalogue use it with, or None."""
+    from anysam.catalogue import find_variant
+
+    return DEFAULT_DETECTOR if find_variant(variant).family == "mobile_sam_v2" else None
 
 
 def _replace(options: "EverythingOptions", given: dict[str, Any]) -> "EverythingOptions":

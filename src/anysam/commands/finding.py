@@ -1,18 +1,20 @@
 """One image of everything mode: opening it, finding its masks, and saying how many there are."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysam.commands.everything_options import as_typed, finds_objects
 from anysam.commands.prompt_files import ImagePrompts, PromptFile
+from anysam.commands.words_options import kinds_words
 from anysam.errors import ImageError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
 
     from anysam.automatic.options import EverythingOptions
+    from anysam.describe.interface import Describer
     from anysam.outputs import ImageResult
     from anysam.predictor import Model
     from anysam.rasters import ArraySource, RasterSource
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Finder:
-    """The loaded models and what is asked of them. settings: what results depend on, in JSON form."""
+    """The loaded models and what is asked of them. settings: what results depend on, in JSON form. describer: None for
+    masks without words.
+    """
 
     model: "Model"
     detector: "Model | None"
@@ -30,6 +34,7 @@ class Finder:
     store: "EmbeddingStore | None"
     settings: dict[str, Any]
     seconds: float
+    describer: "Describer | None" = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,21 +69,22 @@ class Picture:
             self.source.close()
 
 
-def open_picture(path: Path, max_pixels: int | None, *, tiled: bool, drawn: bool) -> Picture:
+def open_picture(path: Path, max_pixels: int | None, *, tiled: bool, drawn: bool, described: bool = False) -> Picture:
     """Open an image file. Raises ImageError, MissingExtraError.
 
     max_pixels: a larger image is refused; None for the usual limit, which is for images that must be in memory as a
-    whole: those that are not cut into tiles, or that are also drawn.
+    whole: those that are not cut into tiles, or that are also drawn or described.
     """
     from anysam.images import MAX_PIXELS
     from anysam.rasters import ArraySource, open_image
 
     source = open_image(path, MAX_PIXELS if max_pixels is None else max_pixels)
     height, width = source.size
-    whole = not tiled or drawn
+    whole = not tiled or drawn or described
     limit = MAX_PIXELS if max_pixels is None and whole else max_pixels
     if limit is not None and height * width > limit:
-        advice = "leave overlay and cutout out of --format" if tiled else "give --tile 1024, or make it smaller"
+        causes = [*["--describe out"] * described, *["overlay and cutout out of --format"] * drawn]
+        advice = f"leave {' and '.join(causes)}" if tiled else "give --tile 1024, or make it smaller"
         advice = "make it smaller" if max_pixels is not None else advice
         pixels = f"{width}x{height} = {height * width:,} pixels"
         raise ImageError(f"{path} is too large: {pixels}, at most {limit:,} are accepted; {advice}.")
@@ -119,10 +125,24 @@ def find(
     return refine([record for record in scored if record.area], finder.options)
 
 
-def found_words(count: int, finder: Finder, file: PromptFile | None, prompts: ImagePrompts | None) -> str:
-    """How many masks there are; if there are none, what might give some."""
-    if count:
-        return f"{count:,} mask{'s' if count > 1 else ''}"
+def describe_found(
+    finder: Finder, picture: Picture, records: list["MaskRecord"], progress: Callable[[float], None]
+) -> list["MaskRecord"]:
+    """The masks with words, where they are asked for. Raises AnySamError."""
+    if finder.describer is None:
+        return records
+    from anysam.describe.interface import describe_records
+
+    assert picture.pixels is not None  # opened as one that is described
+    return describe_records(finder.describer, picture.pixels, records, progress)
+
+
+def found_words(
+    records: Sequence["MaskRecord"], finder: Finder, file: PromptFile | None, prompts: ImagePrompts | None
+) -> str:
+    """How many masks there are, and of what; if there are none, what might give some."""
+    if count := len(records):
+        return f"{count:,} mask{'s' if count > 1 else ''}{kinds_words(records) if finder.describer else ''}"
     if file is not None and prompts is not None and not prompts.values:
         return f"no mask, since {file.path} has no {file.kind} for it"
     options, lower = finder.options, []

@@ -1,5 +1,6 @@
 """What was typed on the command line (`120,80`, `10,20,300,400`, `x,y;x,y`) -> prompts."""
 
+import argparse
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -13,7 +14,7 @@ from anysam.prompts import Prompt
 
 _NOTHING = (
     "Nothing says what to segment; give --point X,Y or --box X1,Y1,X2,Y2 (pixels), "
-    "--mask FILE, --polygon, --scribble or --object."
+    "--mask FILE, --polygon, --scribble or --object, or say it in words with --text."
 )
 
 
@@ -33,22 +34,42 @@ class Hints:
         return {kind: texts for kind, texts in values.items() if texts}
 
 
-def prompts_from_hints(loose: Hints, objects: Sequence[str], max_pixels: int) -> list[Prompt]:
-    """One Prompt for each object, those of --object last.
+def prompts_from_arguments(arguments: argparse.Namespace, texts: Sequence[str], max_pixels: int) -> list[Prompt]:
+    """The prompts of a command line with `options.add_prompts`. Raises what `prompts_from_hints` does."""
+    loose = Hints(
+        point=tuple(arguments.point),
+        box=tuple(arguments.box),
+        mask=tuple(arguments.mask),
+        polygon=tuple(arguments.polygon),
+        scribble=tuple(arguments.scribble),
+    )
+    return prompts_from_hints(loose, arguments.object, max_pixels, texts)
+
+
+def prompts_from_hints(
+    loose: Hints, objects: Sequence[str], max_pixels: int, texts: Sequence[str] = ()
+) -> list[Prompt]:
+    """One Prompt for each object: of the loose hints, then those of --object, then the texts.
 
     The loose hints describe one object together, except several boxes, masks or polygons without any other hint: those
-    are an object each. max_pixels: the limit for mask files. Raises PromptError, or ImageError for a mask file.
+    are an object each. max_pixels: the limit for mask files. Raises PromptError, also for a text given twice, or
+    ImageError for a mask file.
     """
     given = loose.given()
     if list(given) in (["box"], ["mask"], ["polygon"]):
-        kind, texts = next(iter(given.items()))
-        groups = [_hints({kind: [text]}) for text in texts]
+        kind, values = next(iter(given.items()))
+        groups = [_hints({kind: [value]}) for value in values]
     else:
         groups = [loose] if given else []
     groups += [_parse_object(text) for text in objects]
-    if not groups:
+    if not groups and not texts:
         raise PromptError(_NOTHING)
-    return [_prompt(hints, max_pixels) for hints in groups]
+    said = [Prompt(text=text) for text in texts]
+    words = [prompt.text for prompt in said]
+    if len(set(words)) < len(words):
+        twice = next(text for text in words if words.count(text) > 1)
+        raise PromptError(f"The text {twice!r} is given twice; for several masks of one text use --text-limit.")
+    return [_prompt(hints, max_pixels) for hints in groups] + said
 
 
 def _hints(values: dict[str, list[str]]) -> Hints:
@@ -71,6 +92,10 @@ def _parse_object(text: str) -> Hints:
         raise PromptError(f"--object {text!r} cannot be read: {error}.") from error
     for word in words:
         kind, equals, value = word.partition("=")
+        if equals and kind == "text":
+            raise PromptError(
+                f"A text stands alone, without other hints; instead of --object 'text=...' write --text {value!r}."
+            )
         if not equals or kind not in kinds:
             raise PromptError(
                 f"--object takes {'=, '.join(kinds)}= with a value each, separated by spaces, got {word!r}."

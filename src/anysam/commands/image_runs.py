@@ -9,11 +9,27 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from anysam.errors import AnySamError, ImageError, OutputError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+Loaded = TypeVar("Loaded")
+
+
+class Lazy(Generic[Loaded]):
+    """What is loaded when it is first asked for: the first good image needs it. loaded: None before."""
+
+    def __init__(self, load: Callable[[], Loaded]) -> None:
+        self._load = load
+        self.loaded: Loaded | None = None
+
+    def __call__(self) -> Loaded:
+        if self.loaded is None:
+            self.loaded = self._load()
+        return self.loaded
 
 
 class StopError(Exception):

@@ -59,7 +59,8 @@ class ImageProgress:
 
     def _say(self, line: str, number: int) -> None:
         place = f"[{number}/{self._count}] " if self._count > 1 and self._bar.disable else ""
-        self._console.print(place + line, markup=False, soft_wrap=True)
+        # Neither marks nor :names: of pictures are looked for: labels and names of files may have them.
+        self._console.print(place + line, markup=False, emoji=False, soft_wrap=True)
         self._spoken = self._clock()
 
     def _left(self, worked: float) -> str:
@@ -68,6 +69,28 @@ class ImageProgress:
             return ""
         to_do = self._count - self._skipped - worked
         return f"about {duration((self._clock() - self._started) / worked * to_do)} left" if to_do > 0 else ""
+
+
+def portion(part: Callable[[float], None], start: float, end: float) -> Callable[[float], None]:
+    """The progress of one of several steps, which leads from `start` to `end` of `part`."""
+    return lambda fraction: part(start + (end - start) * fraction)
+
+
+class Stopwatch:
+    """Seconds of the stages of some work, each from the end of the one before."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """A stage begins now; what was done since the last one is none."""
+        self._since = time.perf_counter()
+
+    def stop(self, stage: str) -> None:
+        """The stage ends now, and the next begins."""
+        now = time.perf_counter()
+        self.seconds[stage], self._since = now - self._since, now
 
 
 def duration(seconds: float) -> str:
@@ -106,17 +129,6 @@ def work_progress(
     finally:
         if bar.live.is_started:
             bar.stop()
-
-
-@contextmanager
-def image_progress(count: int) -> Iterator[Callable[[str], None]]:
-    """Yield `advance(line)`, to be called after each of `count` images with what there is to say about it.
-
-    A terminal sees the lines above a bar, if there are several images; elsewhere each line begins with its number.
-    """
-    with work_progress(count, "Segmenting") as progress:
-        progress.begin("")
-        yield progress.end
 
 
 @contextmanager

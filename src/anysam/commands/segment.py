@@ -1,9 +1,13 @@
-"""Segment what you point at: one mask for each object, written as PNG, overlay, cut-out, COCO or JSON.
+"""Segment what you point at, or say: one mask for each object, written as PNG, overlay, cut-out, COCO or JSON.
 
 All coordinates are pixels of the original image, x to the right, y down. A leading minus on a point or scribble says
 "not this": --point=-120,80. Points, one box, a mask, a polygon and scribbles together describe ONE object; several
 --box (or --mask, or --polygon) and nothing else are an object each. For several objects with more hints each, use
 --object. The same prompts are applied to every image.
+
+--text finds what words mean in the whole image: all masks are found, and an image-text model (CLIP; the text extra: pip
+install 'anysam[text]') says which fits best. Each --text is an object of its own, after those that are pointed at; with
+--text-threshold all that fit, "all the dogs", and perhaps none. --describe adds a name and a caption to each mask.
 
 Paths of written files go to stdout, everything else to stderr. Exit status: 0 done, 1 some of several images failed
 (the others are done), 2 bad input, 130 interrupted.
@@ -15,74 +19,58 @@ examples:
   anysam segment photo.jpg --object 'box=40,60,300,420 point=-50,70' --object 'point=500,80'
   anysam segment photo.jpg --polygon '100,100;300,90;320,280;90,300' --model sam_vit_b
   anysam segment photos/ 'more/*.png' --box 0,0,200,200 --out results --format coco
+  anysam segment photo.jpg --text "the red car"
+  anysam segment photos/ --text dog --text cat --text-threshold 0.5 --format overlay,coco
+  anysam segment photo.jpg --point 320,240 --describe
   anysam segment photo.jpg --point 320,240 --json > result.json
 """
 
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysam import __version__
+from anysam.commands.image_runs import Lazy, print_failures, print_paths
 from anysam.commands.model_options import add_model_options, load_model, model_facts, pixel_limit
-from anysam.commands.options import FORMATS, add_cache, open_cache
-from anysam.commands.progress import image_progress
+from anysam.commands.options import add_cache, add_prompts, add_results, chosen_formats, open_cache, results_folder
+from anysam.commands.progress import Stopwatch, portion, work_progress
+from anysam.commands.texts import TextChoice, add_text, find_texts, load_image_text, text_choice
+from anysam.commands.words_options import (
+    DescriberChoice,
+    add_describer,
+    class_names,
+    load_describer,
+    mask_words,
+    told_losses,
+    wanted_describer,
+)
 from anysam.errors import AnySamError, OptionError
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from anysam.describe.clip import ImageTextNetwork
+    from anysam.describe.interface import Describer
     from anysam.outputs import Loss
     from anysam.predictor import Model
     from anysam.prompts import Prompt
     from anysam.results import MaskRecord
     from anysam.store import EmbeddingStore
 
-_DEFAULT_OUT, _DEFAULT_FORMATS = "out", "png,overlay"
+_DEFAULT_FORMATS, _WORDS_FORMATS = "png,overlay", "png,overlay,json"
+_MASKS_SHOWN = 3  # in the line about an image
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, folders of images or patterns")
     what = parser.add_argument_group("what to segment")
-    what.add_argument(
-        "--point",
-        action="append",
-        default=[],
-        metavar="X,Y",
-        help="a point on the object; =-X,Y: not on it; repeatable",
-    )
-    what.add_argument(
-        "--box", action="append", default=[], metavar="X1,Y1,X2,Y2", help="a box around the object; repeatable"
-    )
-    what.add_argument(
-        "--mask",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a rough mask: an image of the same size, not black where the object is",
-    )
-    what.add_argument(
-        "--polygon", action="append", default=[], metavar="'X,Y;X,Y;...'", help="a rough outline of the object"
-    )
-    what.add_argument(
-        "--scribble",
-        action="append",
-        default=[],
-        metavar="'X,Y;X,Y;...'",
-        help="a stroke on the object; ='-X,Y;...': beside it",
-    )
-    what.add_argument(
-        "--object",
-        action="append",
-        default=[],
-        metavar="'KIND=VALUE ...'",
-        help="one object by several hints: point=, box=, mask=, polygon=, scribble=; repeatable",
-    )
+    add_prompts(what)
+    add_text(what, parser.add_argument_group("how a text is understood"))
     how = parser.add_argument_group("how")
     add_model_options(how)
     masks = how.add_mutually_exclusive_group()
@@ -102,27 +90,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="ask the model for one mask only, even for a lone point",
     )
     add_cache(how)
-    results = parser.add_argument_group("results")
-    results.add_argument(
-        "--out", metavar="DIR", help=f"folder for the results, made if missing (default: {_DEFAULT_OUT})"
-    )
-    results.add_argument(
-        "--format",
-        metavar="LIST",
-        help=f"of {', '.join(FORMATS)}, with commas (default: {_DEFAULT_FORMATS})",
-    )
-    results.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON document on stdout; files are written only with --out or --format",
-    )
+    add_describer(parser.add_argument_group("words for the masks"), "--describe")
+    formats = f"{_DEFAULT_FORMATS}; where words are asked for {_WORDS_FORMATS}"
+    add_results(parser.add_argument_group("results"), formats, resume=False)
 
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with every image. out: None writes no files. multimask: as in `Model.predict`. store: or None."""
+    """What to do with every image. out: None writes no files. multimask: as in `Model.predict`. store: or None.
+
+    prompts: those of a text, which `text` says how to understand, are the last.
+    """
 
     prompts: Sequence["Prompt"]
+    text: TextChoice | None
+    describer: DescriberChoice | None
     out: Path | None
     formats: tuple[str, ...]
     multimask: bool | None
@@ -130,18 +112,29 @@ class Task:
     store: "EmbeddingStore | None"
 
 
+@dataclass(frozen=True, eq=False)
+class Tools:
+    """What was loaded. image_text, describer: None where no text is asked for, or no words."""
+
+    model: "Model"
+    image_text: "ImageTextNetwork | None"
+    describer: "Describer | None"
+
+
 @dataclass(frozen=True)
 class Done:
-    """One image's result. masks: the number of its object and its record, for each mask. seconds: for each stage.
-    losses: what the formats could not hold.
+    """One image's result. masks: the number of its object and its record, for each mask. remarks: on texts
+    that mean nothing in it. seconds: for each stage. losses: what the formats could not hold.
     """
 
     image: Path
     size: tuple[int, int]
     masks: tuple[tuple[int, "MaskRecord"], ...]
+    remarks: tuple[str, ...]
     seconds: dict[str, float]
     files: tuple[Path, ...]
-    losses: tuple["Loss", ...] = ()
+    formats: tuple[str, ...]
+    losses: tuple["Loss", ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form; the masks are `MaskRecord.to_dict` with the number of the object they belong to, from 0."""
@@ -149,6 +142,7 @@ class Done:
             "image": str(self.image),
             "size": list(self.size),
             "masks": [{"object": number, **record.to_dict()} for number, record in self.masks],
+            "remarks": list(self.remarks),
             "seconds": {stage: round(spent, 4) for stage, spent in self.seconds.items()},
             "files": [str(file) for file in self.files],
             "losses": [asdict(loss) for loss in self.losses],
@@ -156,10 +150,11 @@ class Done:
 
     def summary(self) -> str:
         """One line for people."""
-        shown = [f"{record.area:,} pixels, predicted IoU {record.predicted_iou:.2f}" for _, record in self.masks[:3]]
-        more = [f"{len(self.masks) - 3} more masks"] if len(self.masks) > 3 else []
-        said = f"{self.image}: {'; '.join(shown + more)} ({sum(self.seconds.values()):.2f} s)"
-        return "; ".join([said, *map(str, self.losses)])
+        shown = [mask_words(record) for _, record in self.masks[:_MASKS_SHOWN]]
+        more = len(self.masks) - _MASKS_SHOWN
+        rest = [f"{more} more mask{'s' if more > 1 else ''}"] if more > 0 else []
+        said = f"{self.image}: {'; '.join([*shown, *rest, *self.remarks])} ({sum(self.seconds.values()):.2f} s)"
+        return "; ".join([said, *told_losses(self.losses, self.formats)])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -171,54 +166,51 @@ def run(arguments: argparse.Namespace) -> int:
     images = find_images(arguments.images)
     done: list[Done] = []
     failed: list[tuple[Path, AnySamError]] = []
-    models: list[Model] = []  # empty until the first good image needs it
+    tools = Lazy(lambda: _load(arguments, task))
+
+    def report() -> None:
+        _report(arguments.json, _facts(tools.loaded, task.text), done, failed)
+
     try:
-        _segment_all(images, task, lambda: _load(arguments, models), done, failed)
+        _segment_all(images, task, tools, done, failed)
     except BaseException:  # Ctrl-C above all: what is done is said, then the error goes on
         if done or failed:
             print(f"{len(done)} of {len(images)} images are done.", file=sys.stderr)
-            _report(arguments.json, models, done, failed)
+            report()
         raise
-    _report(arguments.json, models, done, failed)
+    report()
     return 1 if failed else 0
 
 
 def _plan(arguments: argparse.Namespace) -> Task:
     """Check everything that can be checked before an image is opened."""
-    from anysam.commands.hints import Hints, prompts_from_hints
+    from anysam.commands.hints import prompts_from_arguments
     from anysam.licences import allowed_licences
-    from anysam.outputs import check_formats, make_folder
 
     allowed_licences(arguments.allow)
     max_pixels = pixel_limit(arguments)
-    formats = tuple(word.strip() for word in (arguments.format or _DEFAULT_FORMATS).split(",") if word.strip())
-    check_formats(formats)
-    if not formats:
-        raise OptionError(f"--format names no format, got {arguments.format!r}; write for example {_DEFAULT_FORMATS}.")
-    hints = Hints(
-        point=tuple(arguments.point),
-        box=tuple(arguments.box),
-        mask=tuple(arguments.mask),
-        polygon=tuple(arguments.polygon),
-        scribble=tuple(arguments.scribble),
-    )
-    prompts = prompts_from_hints(hints, arguments.object, max_pixels)
-    writes = not arguments.json or arguments.out is not None or arguments.format is not None
-    out = make_folder(arguments.out or _DEFAULT_OUT) if writes else None
-    return Task(prompts, out, formats, arguments.multimask, max_pixels, open_cache(arguments))
+    prompts = prompts_from_arguments(arguments, arguments.text, max_pixels)
+    text = text_choice(arguments)
+    if text and arguments.multimask:
+        raise OptionError("--multimask is for what is pointed at; for several masks of a --text use --text-limit.")
+    if text and arguments.multimask is False and len(text.texts) == len(prompts):
+        raise OptionError("--single has no effect on --text; leave it out.")
+    describer = wanted_describer(arguments)
+    formats = chosen_formats(arguments, _WORDS_FORMATS if text or describer else _DEFAULT_FORMATS)
+    out = results_folder(arguments)
+    return Task(prompts, text, describer, out, formats, arguments.multimask, max_pixels, open_cache(arguments))
 
 
-def _load(arguments: argparse.Namespace, models: list["Model"]) -> "Model":
-    """The model, loaded at the first call."""
-    if not models:
-        models.append(load_model(arguments, arguments.model))
-    return models[0]
+def _load(arguments: argparse.Namespace, task: Task) -> Tools:
+    image_text = load_image_text(arguments, task.text) if task.text else None
+    describer = load_describer(arguments, task.describer, task.store) if task.describer else None
+    return Tools(load_model(arguments, arguments.model), image_text, describer)
 
 
 def _segment_all(
     images: list[Path],
     task: Task,
-    model: Callable[[], "Model"],
+    tools: Callable[[], Tools],
     done: list[Done],
     failed: list[tuple[Path, AnySamError]],
 ) -> None:
@@ -230,13 +222,13 @@ def _segment_all(
     from anysam.outputs import output_stems
     from anysam.prompts import validate_prompt
 
-    with image_progress(len(images)) as advance:
+    with work_progress(len(images), "Segmenting") as progress:
 
         def fail(image: Path, error: AnySamError) -> None:
             if len(images) == 1:
                 raise error
             failed.append((image, error))
-            advance(f"{image}: failed")
+            progress.end(f"{image}: failed")
 
         for image, stem in zip(images, output_stems(images), strict=True):
             try:
@@ -246,53 +238,97 @@ def _segment_all(
             except AnySamError as error:
                 fail(image, error)
                 continue
-            loaded = model()  # outside of any try: without a model no image can be done
+            loaded = tools()  # outside of any try: without a model no image can be done
+            progress.begin(str(image))
             try:
-                done.append(_segment(loaded, image, pixels, stem, task))
+                done.append(_segment(loaded, image, pixels, stem, task, progress.part))
             except AnySamError as error:
                 fail(image, error)
                 continue
-            advance(done[-1].summary())
+            progress.end(done[-1].summary())
 
 
-def _segment(model: "Model", image: Path, pixels: "np.ndarray", stem: str, task: Task) -> Done:
+def _segment(
+    tools: Tools, image: Path, pixels: "np.ndarray", stem: str, task: Task, part: Callable[[float], None]
+) -> Done:
     """Segment one image, (H, W, 3) uint8, and write its files."""
     from anysam.outputs import write_outputs
+
+    watch = Stopwatch()
+    masks = _pointed_at(tools.model, pixels, task, watch)
+    remarks: tuple[str, ...] = ()
+    half = 0.5 if tools.describer else 1.0
+    if task.text and tools.image_text:
+        texts, options, before = task.text.texts, task.text.options, len(task.prompts) - len(task.text.texts)
+        found = find_texts(tools.model, tools.image_text, pixels, texts, options, task.store, portion(part, 0.0, half))
+        masks += [(before + i, record) for i, records in enumerate(found.masks) for record in records]
+        remarks = found.remarks
+        watch.stop("find")
+    records = [record for _, record in masks]
+    if tools.describer:
+        from anysam.describe.interface import describe_records
+
+        records = describe_records(tools.describer, pixels, records, portion(part, half, 1.0))
+        masks = [(number, record) for (number, _), record in zip(masks, records, strict=True)]
+        watch.stop("describe")
+    losses: list[Loss] = []
+    named = tools.describer.names if tools.describer else task.text.texts if task.text else ()
+    names = class_names(records, named)
+    files = []
+    if task.out is not None:
+        files = write_outputs(image, pixels, records, task.out, task.formats, stem, losses, names=names)
+    size = (pixels.shape[0], pixels.shape[1])
+    return Done(image, size, tuple(masks), remarks, watch.seconds, tuple(files), task.formats, tuple(losses))
+
+
+def _pointed_at(model: "Model", pixels: "np.ndarray", task: Task, watch: "Stopwatch") -> list[tuple[int, "MaskRecord"]]:
+    """The number of each object that is pointed at, with its masks; the image is not encoded for none."""
     from anysam.results import MaskRecord
 
-    start = time.perf_counter()
+    prompts = [prompt for prompt in task.prompts if prompt.text is None]
+    if not prompts:
+        return []
     encoded = model.encode(pixels) if task.store is None else task.store.encode(model, pixels)
-    encoded_at = time.perf_counter()
-    predictions = model.predict(encoded, task.prompts, task.multimask)
-    seconds = {"encode": encoded_at - start, "predict": time.perf_counter() - encoded_at}
+    watch.stop("encode")
+    predictions = model.predict(encoded, prompts, task.multimask)
+    watch.stop("predict")
     masks: list[tuple[int, MaskRecord]] = []
-    for number, (prompt, prediction) in enumerate(zip(task.prompts, predictions, strict=True)):
+    for number, (prompt, prediction) in enumerate(zip(prompts, predictions, strict=True)):
         # Without --multimask the candidates of an ambiguous point are the model's business, not three results.
         kept = prediction.iou_predictions.argsort()[::-1] if task.multimask else [prediction.best]
         for i in kept:
             record = MaskRecord.from_mask(prediction.masks[i], float(prediction.iou_predictions[i]), prompt)
             masks.append((number, record))
-    records = [record for _, record in masks]
-    losses: list[Loss] = []
-    files = [] if task.out is None else write_outputs(image, pixels, records, task.out, task.formats, stem, losses)
-    return Done(image, encoded.original_size, tuple(masks), seconds, tuple(files), tuple(losses))
+    return masks
 
 
-def _report(as_json: bool, models: list["Model"], done: list[Done], failed: list[tuple[Path, AnySamError]]) -> None:
+def _facts(tools: Tools | None, text: TextChoice | None) -> dict[str, Any]:
+    """What was loaded, for the JSON; all None when nothing was, or was not asked for."""
+    asked = None
+    if tools and tools.image_text and text:
+        asked = {**tools.image_text.facts(), "options": asdict(text.options)}
+    return {
+        "model": model_facts(tools.model) if tools else None,
+        "text_model": asked,
+        "describer": tools.describer.facts() if tools and tools.describer else None,
+    }
+
+
+def _report(
+    as_json: bool,
+    facts: dict[str, Any],
+    done: list[Done],
+    failed: list[tuple[Path, AnySamError]],
+) -> None:
     """Data on stdout: the JSON document, or the paths of the files. Words on stderr: the bad images."""
     if as_json:
         document = {
             "anysam": __version__,
-            "model": model_facts(models[0]) if models else None,
+            **facts,
             "images": [each.to_dict() for each in done],
             "failed": [{"image": str(image), "error": str(error)} for image, error in failed],
         }
         print(json.dumps(document))
     else:
-        for each in done:
-            for file in each.files:
-                print(file)
-    if failed:
-        print(f"{len(failed)} of {len(failed) + len(done)} images failed:", file=sys.stderr)
-        for image, error in failed:
-            print(f"  {error}" if str(image) in str(error) else f"  {image}: {error}", file=sys.stderr)
+        print_paths([file for each in done for file in each.files])
+    print_failures(failed, len(failed) + len(done))
