@@ -285,7 +285,7 @@ def test_a_model_without_words_is_refused(nothing) -> None:
 
 def here(monkeypatch, tap: bool, clip: bool) -> None:
     monkeypatch.setattr(describers, "locate", lambda row: "file" if tap else None)
-    monkeypatch.setattr(describers.clip_files, "_cached", lambda name: "folder" if clip else None)
+    monkeypatch.setattr(describers.clip_files, "cached_checkpoint", lambda name: "folder" if clip else None)
     monkeypatch.setattr(describers, "prepare_wording", lambda *_: None)
     monkeypatch.setattr(describers, "check_speaking", lambda *_: None)
     monkeypatch.setattr(describers, "TapDescriber", lambda *_: "tap")
@@ -303,7 +303,7 @@ def test_without_a_name_what_is_on_this_machine_is_taken(loaded, monkeypatch, ta
 def test_without_a_name_clip_is_not_looked_for_without_its_packages(loaded, monkeypatch) -> None:
     here(monkeypatch, tap=False, clip=True)
     monkeypatch.setattr(describers.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(describers.clip_files, "_cached", lambda name: pytest.fail("looked for"))
+    monkeypatch.setattr(describers.clip_files, "cached_checkpoint", lambda name: pytest.fail("looked for"))
     assert load_describer(captions=False) == "tap"
 
 

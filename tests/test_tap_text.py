@@ -1,9 +1,6 @@
-"""Words for masks: concepts by their definition, captions with a cache against captions without. Numbers: parity."""
+"""What words for masks come from: concepts and the caption network, each by its definition. Numbers: parity."""
 
 import math
-import sys
-import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,19 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from anysam.errors import MissingExtraError, OptionError, WeightsError
-from anysam.models import tap_text
-from anysam.models.tap_text import (
-    BOS,
-    EOS,
-    TextConfig,
-    TextDecoder,
-    caption_tokens,
-    concept_probabilities,
-    cut_at_end,
-    decode_captions,
-    top_concepts,
-)
+from anysam.errors import OptionError
+from anysam.models.tap_text import BOS, TextConfig, TextDecoder, concept_probabilities, linear, top_concepts
 
 TINY = TextConfig(depth=2, dim=16, num_heads=2, mlp_ratio=2, vocabulary=11, max_positions=9)
 
@@ -76,70 +62,38 @@ def test_logits_are_the_definition() -> None:
 
 
 @torch.no_grad()
-def test_kept_keys_and_values_give_what_reading_all_again_gives() -> None:
+@pytest.mark.parametrize("pieces", [(5,), (1, 1, 1, 1, 1), (2, 3), (3, 1, 1)])
+def test_reading_in_pieces_is_reading_all_at_once(pieces: tuple[int, ...]) -> None:
     decoder, semantic_tokens = random_decoder(), random_tokens(3)
-    tokens = torch.full((3, 1), BOS)
-    steps = list(decoder.greedy_steps(semantic_tokens))
-    assert len(steps) == TINY.max_tokens == 7
-    for logits in steps:
-        torch.testing.assert_close(logits, decoder(semantic_tokens, tokens)[:, -1], atol=1e-4, rtol=1e-4)
-        tokens = torch.cat([tokens, logits.argmax(1, keepdim=True)], dim=1)
+    tokens = torch.tensor([[BOS, 5, 9, 3], [BOS, 0, 10, 7], [BOS, 4, 4, 4]])
+    vectors = torch.cat([decoder.prompts(semantic_tokens), decoder.embed(tokens)], dim=1)  # (3, 5, D)
+    kept = decoder.nothing_read(3).fill_(math.nan)  # what was not read yet has no influence
+    read, start = [], 0
+    for x in vectors.split(pieces, dim=1):
+        read.append(decoder.read(x, decoder.turns(), kept, start))
+        start += x.shape[1]
+    logits = decoder.logits(torch.cat(read, dim=1)[:, 1:])
+    torch.testing.assert_close(logits, decoder(semantic_tokens, tokens), atol=1e-4, rtol=1e-4)
 
 
-def test_captions_do_not_depend_on_what_is_written_beside_them() -> None:
-    decoder, semantic_tokens = random_decoder(seed=23), random_tokens(20)
-    together = caption_tokens(decoder, semantic_tokens)
-    assert together == [caption_tokens(decoder, row[None])[0] for row in semantic_tokens]
-    assert together == caption_tokens(decoder, semantic_tokens, at_once=3)
-    assert len({tuple(caption) for caption in together}) > 5
-    assert len({len(caption) for caption in together}) > 1  # some end early
-    assert not any(EOS in caption for caption in together)
-    assert caption_tokens(decoder, semantic_tokens, max_tokens=2) == [caption[:2] for caption in together]
-    assert caption_tokens(decoder, semantic_tokens[:0]) == []
-
-
-def test_work_ends_when_every_caption_has_ended_and_is_done_in_bounded_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = []
-    script = [3, 4, EOS, 5, 6, 7, 8]
-
-    def steps(self: TextDecoder, semantic_tokens: Tensor):
-        for token in script:
-            sizes.append(len(semantic_tokens))
-            yield functional.one_hot(torch.full((len(semantic_tokens),), token), 11).float()
-
-    monkeypatch.setattr(TextDecoder, "greedy_steps", steps)
-    assert caption_tokens(random_decoder(), random_tokens(5), at_once=2) == [[3, 4]] * 5
-    assert sizes == [2] * 3 + [2] * 3 + [1] * 3
-
-
-def test_nothing_after_the_end_belongs_to_a_caption() -> None:
-    assert cut_at_end([7, 8, EOS, 9, EOS]) == [7, 8]
-    assert cut_at_end([EOS]) == []
-    assert cut_at_end([7, 8]) == [7, 8]
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_few_rows_give_what_many_give(bias: bool) -> None:
+    layer = nn.Linear(12, 7, bias)
+    for shape in [(0, 1), (1, 1), (2, 1), (1, 3), (4, 2), (9, 1), (2, 8), (8, 8), (65, 1)]:
+        x = torch.randn(*shape, 12, generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(linear(layer, x), layer(x))
+        assert linear(layer, x).is_contiguous()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_writes(dtype: torch.dtype) -> None:
-    decoder = random_decoder().to(dtype)
-    logits = next(iter(decoder.greedy_steps(random_tokens(2).to(dtype))))
+@torch.no_grad()
+def test_half_precision_gives_about_the_same(dtype: torch.dtype) -> None:
+    tokens = torch.tensor([[BOS, 5], [BOS, 7]])
+    exact = random_decoder()(random_tokens(2), tokens)
+    logits = random_decoder().to(dtype)(random_tokens(2).to(dtype), tokens)
     assert logits.dtype == torch.float32 and logits.isfinite().all()
-    exact = next(iter(random_decoder().greedy_steps(random_tokens(2))))
     assert (logits - exact).abs().mean() < 0.05 * exact.std()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "options", "message"),
-    [
-        (random_tokens(2), {"max_tokens": 8}, "1 to 7 tokens, got 8"),
-        (random_tokens(2), {"max_tokens": 0}, "1 to 7 tokens, got 0"),
-        (random_tokens(2), {"at_once": 0}, "positive, got 0"),
-        (random_tokens(2)[0], {}, r"must be \(P, 6\), got \(6,\)"),
-        (torch.zeros(2, 7), {}, r"must be \(P, 6\), got \(2, 7\)"),
-    ],
-)
-def test_impossible_requests_are_refused(tokens: Tensor, options: dict, message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        caption_tokens(random_decoder(), tokens, **options)
 
 
 @pytest.mark.parametrize("changes", [{"dim": 18}, {"max_positions": 2}, {"vocabulary": 2}])
@@ -173,47 +127,3 @@ def test_concepts_that_do_not_fit_are_refused() -> None:
         concept_probabilities(torch.zeros(2, 8), torch.zeros(7, 5))
     with pytest.raises(OptionError, match=r"1\.\.5, got 6"):
         top_concepts(torch.zeros(2, 5), 6)
-
-
-class FakeProcessor:
-    """Stands for SentencePiece's: ten pieces, and files that hold "good" are models."""
-
-    def __init__(self, model_file: str) -> None:
-        if Path(model_file).read_text() != "good":
-            raise RuntimeError("could not parse\nthe model")
-
-    def vocab_size(self) -> int:
-        return 10
-
-    def decode(self, tokens: list[int]) -> str:
-        return " ".join(f"w{token}" for token in tokens)
-
-
-@pytest.fixture
-def tokenizer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    fake = types.ModuleType("sentencepiece")
-    fake.SentencePieceProcessor = FakeProcessor
-    monkeypatch.setitem(sys.modules, "sentencepiece", fake)
-    path = tmp_path / "text.model"
-    path.write_text("good")
-    return path
-
-
-def test_tokens_become_text(tokenizer: Path) -> None:
-    assert decode_captions([[3, 4], [], [9]], tokenizer) == ["w3 w4", "", "w9"]
-
-
-def test_tokenizers_that_do_not_fit_are_refused(tokenizer: Path) -> None:
-    with pytest.raises(WeightsError, match="has 10 pieces, but a caption holds the token 10"):
-        decode_captions([[3], [10]], tokenizer)
-    with pytest.raises(WeightsError, match="no SentencePiece model .*other"):
-        decode_captions([[3]], tokenizer.with_name("other"))
-    tokenizer.write_text("bad")
-    with pytest.raises(WeightsError, match=r"not a readable SentencePiece model \(could not parse\)"):
-        decode_captions([[3]], tokenizer)
-
-
-def test_without_sentencepiece_the_install_line_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "sentencepiece", None)
-    with pytest.raises(MissingExtraError, match="pip install sentencepiece"):
-        tap_text.decode_captions([[3]], tmp_path / "text.model")

@@ -163,7 +163,7 @@ def _default(wish: _Wish) -> _Chosen:
     if locate(find_variant(DEFAULT_TAP)) is not None:
         return tap
     installed = all(importlib.util.find_spec(package) for package in ("transformers", "huggingface_hub"))
-    return clip if installed and clip_files._cached(DEFAULT_CLIP) is not None else tap
+    return clip if installed and clip_files.cached_checkpoint(DEFAULT_CLIP) is not None else tap
 
 
 def _has_embeddings(labels: Labels) -> bool:

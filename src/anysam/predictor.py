@@ -28,6 +28,8 @@ from anysam.catalogue import DEFAULT_VARIANT, VARIANTS
 from anysam.checkpoints import load_model
 from anysam.describe.find_options import FindOptions
 from anysam.describe.interface import ImageTextModel
+from anysam.describe.tap import describe_prompts
+from anysam.describe.tap_words import DescribeOptions
 from anysam.describe.text_prompts import Texts, find_by_text, predict_texts
 from anysam.devices import find_device, find_dtype
 from anysam.encoded_image import EncodedImage
@@ -44,7 +46,6 @@ from anysam.rasters import ImageSource
 from anysam.results import MaskRecord, Prediction
 
 if TYPE_CHECKING:
-    from anysam.describe.tap import DescribeOptions
     from anysam.models.yolov8 import Instances
 
 AnyImage = str | Path | bytes | Image.Image | np.ndarray | Tensor
@@ -236,17 +237,15 @@ class Model:
         return find_by_text(self, pixels, texts, image_text, options, everything, detector, progress, store)
 
     @overload
-    def describe(
-        self, encoded: EncodedImage, prompt: Prompt, options: "DescribeOptions | None" = None
-    ) -> MaskRecord: ...
+    def describe(self, encoded: EncodedImage, prompt: Prompt, options: DescribeOptions | None = None) -> MaskRecord: ...
 
     @overload
     def describe(
-        self, encoded: EncodedImage, prompt: Sequence[Prompt], options: "DescribeOptions | None" = None
+        self, encoded: EncodedImage, prompt: Sequence[Prompt], options: DescribeOptions | None = None
     ) -> list[MaskRecord]: ...
 
     def describe(
-        self, encoded: EncodedImage, prompt: Prompt | Sequence[Prompt], options: "DescribeOptions | None" = None
+        self, encoded: EncodedImage, prompt: Prompt | Sequence[Prompt], options: DescribeOptions | None = None
     ) -> MaskRecord | list[MaskRecord]:
         """Mask, names with scores, and a caption for one prompt (a record) or several (a list, in the same order).
 
@@ -257,8 +256,6 @@ class Model:
         Raises OptionError for a model without words, PromptError as `predict`, MissingExtraError for captions without
         the extra `text`, WeightsError or DownloadError for the files of words. Nothing is computed before all is there.
         """
-        from anysam.describe.tap import describe_prompts
-
         if isinstance(prompt, Prompt):
             return describe_prompts(self, encoded, [prompt], options)[0]
         if not isinstance(prompt, Iterable):

@@ -17,7 +17,8 @@ from torch import Tensor
 from weights import filled_tensor
 
 from anysam.models.tap import Tap
-from anysam.models.tap_text import concept_logits, concept_probabilities, top_concepts
+from anysam.models.tap_captions import caption_tokens
+from anysam.models.tap_text import BOS, EOS, concept_logits, concept_probabilities, top_concepts
 from anysam.preprocess import upscale_logits
 
 # Logits of captions have a std of about 1 and differ by about 1e-5 from machine to machine.
@@ -107,19 +108,22 @@ def concept_arrays(case: Case, prefix: str, predictions: list[Any]) -> Arrays:
 
 @torch.inference_mode()
 def caption_arrays(case: Case, network: Tap, prefix: str, predictions: list[Any], report: Report) -> Arrays:
-    """The caption of the first prompt's mask, one token after the other."""
+    """The caption of the first prompt's mask as it is written, and the logits after each token of the stored one."""
     decoder = network.text_decoder
     semantic_tokens = torch.from_numpy(predictions[0].extras["semantic_tokens"])  # (1, 256)
-    steps = list(decoder.greedy_steps(semantic_tokens))  # each (1, V)
+    expected = {leaf: case.expected[f"{prefix}/caption/{leaf}"] for leaf in ("token_ids", "margins")}
+    tokens = [BOS, *expected["token_ids"].reshape(-1).tolist()]
+    logits = decoder(semantic_tokens, torch.tensor([tokens[:-1]]))[0]  # (L, V)
     yield f"{prefix}/caption/prompt", decoder.prompts(semantic_tokens).numpy()
-    yield f"{prefix}/caption/first_step_logits", steps[0].numpy()
-    yield f"{prefix}/caption/second_step_logits", steps[1].numpy()
-    best = torch.cat(steps).topk(2)
-    found = {"token_ids": best.indices[:, 0].numpy(), "margins": (best.values[:, 0] - best.values[:, 1]).numpy()}
-    expected = {leaf: case.expected[f"{prefix}/caption/{leaf}"] for leaf in found}
+    yield f"{prefix}/caption/first_step_logits", logits[:1].numpy()
+    yield f"{prefix}/caption/second_step_logits", logits[1:2].numpy()
+    best = logits.topk(2).values  # (L, 2)
+    written = [*caption_tokens(decoder, semantic_tokens)[0].tokens, EOS][: len(logits)]
+    found = {"token_ids": np.array(written), "margins": (best[:, 0] - best[:, 1]).numpy()}
     close = np.flatnonzero(expected["margins"] < CERTAIN_MARGIN)
     certain = int(close[0]) if close.size else len(expected["margins"])
-    text = f"{prefix}/caption: {certain} of {len(expected['margins'])} tokens are certain"
-    report.line(certain > 0, case.folder.name, text)
+    text = f"{prefix}/caption: {certain} of {len(expected['margins'])} tokens are certain, {len(written)} written"
+    certain = min(certain, len(written))
+    report.line(certain > 0 and (EOS in written or len(written) == len(logits)), case.folder.name, text)
     for leaf, values in found.items():
         yield f"{prefix}/caption/{leaf}", np.concatenate([values[:certain], expected[leaf][certain:]])

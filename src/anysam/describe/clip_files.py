@@ -73,7 +73,7 @@ def find_checkpoint(
     elif isinstance(name_or_folder, Path) or not _HUB_NAME.fullmatch(text):
         raise _no_folder(folder, text)
     else:
-        found = _cached(text) or _downloaded(text, progress, allowed)
+        found = cached_checkpoint(text) or _downloaded(text, progress, allowed)
     if found.licence is not None:
         require_allowed(found.name, found.licence, allowed)
         announce_licence(found.name, found.licence)
@@ -190,7 +190,7 @@ def _cache_dir() -> Path | None:
     return home() / "hub" if os.environ.get("ANYSAM_HOME") else None
 
 
-def _cached(name: str) -> CheckpointFolder | None:
+def cached_checkpoint(name: str) -> CheckpointFolder | None:
     """A model of the hub that is on this machine with all its files. Never connects."""
     _hub_library()
     from huggingface_hub import try_to_load_from_cache

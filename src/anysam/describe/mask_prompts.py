@@ -1,7 +1,7 @@
 """A mask put in the terms that Tokenize Anything was trained with, and how well an answer fits the mask.
 
-All is done inside the mask's box, on at most SIDE x SIDE cells: what a mask costs depends on neither the image's size
-nor how many others there are. Cells are parts of the box, all of one size, at least a pixel.
+Only a mask's box is unfolded, and all else is done on at most SIDE x SIDE cells of it, whatever the image's size and
+however many masks there are. Cells are parts of the box, of one size up to a pixel, at least a pixel.
 """
 
 from dataclasses import dataclass

@@ -555,7 +555,10 @@ def quarters(x: Tensor, conv: nn.ConvTranspose2d) -> Tensor:
 
 
 class Tap(nn.Module):
-    """Tokenize Anything as a PromptableModel; `text_decoder` is for `tap_text.caption_tokens`."""
+    """Tokenize Anything as a PromptableModel.
+
+    text_decoder: writes captions (tap_captions.py). semantic_dim: numbers in a semantic embedding.
+    """
 
     multimask_default: MultimaskDefault = "never"
     float32_parts: tuple[str, ...] = ("prompt_encoder", "image_decoder")
@@ -571,6 +574,7 @@ class Tap(nn.Module):
         self.prompt_encoder = PromptEncoder(config.out_channels, config.image_size)
         self.image_decoder = ImageDecoder(config)
         self.text_decoder = TextDecoder(config.text, config.out_channels)
+        self.semantic_dim = config.semantic_dim
 
     def encode_image(self, pixels: Tensor) -> dict[str, Tensor]:
         """Pixels (B, 3, image_size, image_size), B, G, R -> {"image_embeddings": (B, D, h, w)}."""
