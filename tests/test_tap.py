@@ -25,7 +25,8 @@ from anysam.models.tap import (
     published_order,
     to_windows,
 )
-from anysam.models.tap_text import TextConfig, caption_tokens
+from anysam.models.tap_captions import caption_tokens
+from anysam.models.tap_text import TextConfig
 from anysam.preprocess import Preprocess
 
 CASES = Path(__file__).parent / "parity" / "cases"

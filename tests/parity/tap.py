@@ -6,6 +6,8 @@ the two best tokens are too close to tell apart; what follows would be another c
 """
 
 import dataclasses
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,14 @@ from promptable import make_prompt
 from torch import Tensor
 from weights import filled_tensor
 
+from anysam.describe.tap import describe_prompts
+from anysam.describe.tap_words import DescribeOptions
+from anysam.describe.vocabulary import Vocabulary
 from anysam.models.tap import Tap
 from anysam.models.tap_captions import caption_tokens
-from anysam.models.tap_text import BOS, EOS, concept_logits, concept_probabilities, top_concepts
+from anysam.models.tap_text import BOS, EOS, concept_logits
 from anysam.preprocess import upscale_logits
+from anysam.results import MaskRecord
 
 # Logits of captions have a std of about 1 and differ by about 1e-5 from machine to machine.
 CERTAIN_MARGIN = 1e-4
@@ -32,7 +38,7 @@ def arrays(case: Case, inputs: Path, report: Report) -> Arrays:
     network: Tap = recorder.network
     network.prompt_encoder.register_forward_hook(lambda _, given, output: keep(recorder, "sparse_embeds", output))
     network.image_decoder.register_forward_hook(lambda _, given, output: keep_decoded(recorder, output))
-    model = dataclasses.replace(model, network=recorder)
+    plain, model = model, dataclasses.replace(model, network=recorder)
     yield "fixed/rel_pos_index", network.image_encoder.blocks[0].attn.rel_pos_embed.index.numpy()
     for image, entry in case.images.items():
         path = inputs / entry["file"]
@@ -59,7 +65,7 @@ def arrays(case: Case, inputs: Path, report: Report) -> Arrays:
                 yield f"{image}/{name}/{leaf}", tensor.numpy()
             prefix = f"{image}/{name}"
             yield from mask_arrays(model, encoded, prefix, predictions, seen["mask_pred"])
-            yield from concept_arrays(case, prefix, predictions)
+            yield from concept_arrays(case, prefix, predictions, partial(describe_prompts, plain, encoded, prompts))
             if f"{prefix}/caption/token_ids" in case.expected:
                 yield from caption_arrays(case, network, prefix, predictions, report)
 
@@ -92,18 +98,23 @@ def mask_arrays(model: Any, encoded: Any, prefix: str, predictions: list[Any], a
     yield f"{prefix}/best_mask_packed", np.packbits(predictions[0].masks[0])
 
 
-def concept_arrays(case: Case, prefix: str, predictions: list[Any]) -> Arrays:
-    """Concepts of the chosen masks, with a stand-in matrix of unit columns times 100."""
+def concept_arrays(
+    case: Case, prefix: str, predictions: list[Any], describe: Callable[[DescribeOptions], list[MaskRecord]]
+) -> Arrays:
+    """Concepts of the chosen masks, with a stand-in matrix of unit columns times 100; the best by `Model.describe`."""
     if f"{prefix}/concept_logits" not in case.arrays:
         return
     embeddings = torch.from_numpy(np.stack([p.extras["semantic_embeddings"][0] for p in predictions]))  # (P, 1024)
     concepts = case.arrays[f"{prefix}/concept_logits"]["shape"][-1]
     weights = filled_tensor("concept_projector.src_weights", (embeddings.shape[1], concepts))
     weights = torch.from_numpy(100 * weights / np.linalg.norm(weights, axis=0))
-    best = top_concepts(concept_probabilities(embeddings, weights), 3)
     yield f"{prefix}/concept_logits", concept_logits(embeddings, weights).numpy()
-    yield f"{prefix}/concept_top3", best.indices.numpy()
-    yield f"{prefix}/concept_top3_prob", best.scores.numpy()
+    names = tuple(map(str, range(concepts)))
+    vocabulary = Vocabulary(names, weights.numpy().astype(np.float32), "stand-in")
+    records = describe(DescribeOptions(vocabulary, top=3, captions=False))
+    scores = [record.label_scores or {} for record in records]
+    yield f"{prefix}/concept_top3", np.array([[int(name) for name in best] for best in scores])
+    yield f"{prefix}/concept_top3_prob", np.array([list(best.values()) for best in scores], dtype=np.float32)
 
 
 @torch.inference_mode()

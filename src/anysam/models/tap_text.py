@@ -109,7 +109,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
         out = torch.mm(layer.weight, columns)  # (out, rows)
     else:
         out = torch.addmm(bias[:, None], layer.weight, columns)  # (out, rows)
-    return out.t().reshape(*x.shape[:-1], -1)
+    return out.t().contiguous().reshape(*x.shape[:-1], -1)
 
 
 class MLP(nn.Module):
