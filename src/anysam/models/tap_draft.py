@@ -224,15 +224,6 @@ def _read_block(x, turns, kept, position, qkv, proj, fc1, fc2, norm1, norm2):  #
         x[j] += h[j]
 
 
-def _read(draft: Draft, x: np.ndarray, turns: np.ndarray, kept: np.ndarray, position: int) -> np.ndarray:
-    """x (D,) at a position -> what the vocabulary is multiplied with (D,). See guess."""
-    x = x.copy()
-    for block, block_kept in zip(draft.blocks, kept, strict=True):
-        _read_block(x, turns, block_kept, position, *block)
-    _normalise(x, *draft.norm, x)
-    return x
-
-
 def guess(
     draft: Draft,
     exact: ExactDecoder,
@@ -264,40 +255,45 @@ def guess(
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_MATH)
-def _multiply_four(weights, bias, x, out):  # type: ignore[no-untyped-def]
-    """out = x @ weights.T + bias for x (4 n, in), in fours: each weight is fetched once, not once for each row."""
+def _multiply_eight(weights, bias, x, out):  # type: ignore[no-untyped-def]
+    """out = x @ weights.T + bias for x (8 n, in), by eights: each weight is fetched once, not once for each row."""
     for i in range(len(weights)):
-        for row in range(0, len(x), 4):
-            a = b = c = d = bias[i]
+        for row in range(0, len(x), 8):
+            a = b = c = d = e = f = g = h = bias[i]
             for j in range(x.shape[1]):
                 weight = weights[i, j]
                 a += weight * x[row, j]
                 b += weight * x[row + 1, j]
                 c += weight * x[row + 2, j]
                 d += weight * x[row + 3, j]
+                e += weight * x[row + 4, j]
+                f += weight * x[row + 5, j]
+                g += weight * x[row + 6, j]
+                h += weight * x[row + 7, j]
             out[row, i], out[row + 1, i], out[row + 2, i], out[row + 3, i] = a, b, c, d
+            out[row + 4, i], out[row + 5, i], out[row + 6, i], out[row + 7, i] = e, f, g, h
 
 
 @numba.njit(nogil=True, cache=True, fastmath=_MATH)
 def _read_exactly(x, count, turns, kept, start, qkv, proj, fc1, fc2, norm1, norm2):  # type: ignore[no-untyped-def]
-    """Rows x (4 n, D), of which `count` are meant, at positions start, start + 1, ... through a block, in place."""
+    """Rows x (8 n, D), of which `count` are meant, at positions start, start + 1, ... through a block, in place."""
     h, split, joined = np.empty_like(x), np.empty((len(x), 3 * x.shape[1]), _F), np.empty_like(x)
     hidden = np.empty((len(x), len(fc1[1])), _F)
     for i in range(len(x)):
         _normalise(x[i], norm1[0], norm1[1], norm1[2], h[i])
-    _multiply_four(qkv[0], qkv[1], h, split)
+    _multiply_eight(qkv[0], qkv[1], h, split)
     for i in range(count):
         _attend(split[i], turns, kept, start + i, h[i])
-    _multiply_four(proj[0], proj[1], h, joined)
+    _multiply_eight(proj[0], proj[1], h, joined)
     for i in range(len(x)):
         for j in range(x.shape[1]):
             x[i, j] += joined[i, j]
         _normalise(x[i], norm2[0], norm2[1], norm2[2], h[i])
-    _multiply_four(fc1[0], fc1[1], h, hidden)
+    _multiply_eight(fc1[0], fc1[1], h, hidden)
     for i in range(len(x)):
         for j in range(hidden.shape[1]):
             hidden[i, j] = _gelu(hidden[i, j])
-    _multiply_four(fc2[0], fc2[1], hidden, joined)
+    _multiply_eight(fc2[0], fc2[1], hidden, joined)
     for i in range(len(x)):
         for j in range(x.shape[1]):
             x[i, j] += joined[i, j]
@@ -308,12 +304,12 @@ def read(exact: ExactDecoder, x: np.ndarray, turns: np.ndarray, kept: np.ndarray
 
     For up to some 16 vectors, which PyTorch's products are not made for.
     """
-    rows = np.zeros((len(x) + -len(x) % 4, x.shape[1]), _F)
+    rows = np.zeros((len(x) + -len(x) % 8, x.shape[1]), _F)
     rows[: len(x)] = x
     for block, block_kept in zip(exact.blocks, kept, strict=True):
         _read_exactly(rows, len(x), turns, block_kept, start, *block)
     for row in rows:
         _normalise(row, *exact.norm, row)
     logits = np.empty((len(rows), len(exact.vocabulary.bias)), _F)
-    _multiply_four(*exact.vocabulary, rows, logits)
+    _multiply_eight(*exact.vocabulary, rows, logits)
     return logits[: len(x)]

@@ -96,8 +96,8 @@ def top_concepts(probabilities: Tensor, k: int = 5) -> Concepts:
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """layer(x), where few rows on a CPU are faster as the weights times the rows than as the rows times the weights.
 
-    Measured with MKL on AVX2: 4 rows take half the time, 8 three quarters, 32 nine tenths, 64 the same; with two threads
-    up to 32 take less than three quarters. Numbers of rows between multiples of 8 may take longer.
+    Measured with MKL on AVX2: 4 rows take half the time, 8 three quarters, 32 nine tenths, 64 the same; with two
+    threads up to 32 take less than three quarters. Numbers of rows between multiples of 8 may take longer.
     """
     rows = x.shape[:-1].numel()
     few = 1 < rows < 8 or (rows % 8 == 0 and 0 < rows <= _MOST_ROWS_SWAPPED)
