@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from anysam.catalogue import find_variant
 from anysam.derived_prompts import check_points, choose_by_mask, prompt_from_mask
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError, PromptError
-from anysam.models import InstanceModel, PromptableModel, SelectingModel
+from anysam.models import InstanceModel, LoadedModel, PromptableModel, SelectingModel
 from anysam.preprocess import mask_to_logits, prompt_tokens, upscale_logits
 from anysam.prompts import Prompt, ResolvedPrompt, resolve_prompt
 from anysam.results import Prediction
@@ -25,25 +25,6 @@ _PROMPTS_AT_ONCE_CPU, _PROMPTS_AT_ONCE_GPU = 8, 64
 _LOGITS_AT_ONCE = 32 * 1024 * 1024
 
 
-class AskedModel(Protocol):
-    """What is asked of a model; `anysam.Model` offers it."""
-
-    @property
-    def variant(self) -> str: ...
-
-    @property
-    def network(self) -> PromptableModel | InstanceModel: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
-
-    @property
-    def weights_sha256(self) -> str: ...
-
-
 @dataclass(frozen=True, eq=False)
 class _Query:
     """A prompt as the decoder takes it: points (N, 2), labels (N,), mask logits (h, w) or None."""
@@ -54,7 +35,7 @@ class _Query:
     multimask: bool
 
 
-def check_encoded(model: AskedModel, encoded: EncodedImage) -> None:
+def check_encoded(model: LoadedModel, encoded: EncodedImage) -> None:
     """Raise OptionError for anything but an encoding by this model, with these weights and preprocessing."""
     if not isinstance(encoded, EncodedImage):
         raise OptionError(
@@ -78,7 +59,7 @@ def check_encoded(model: AskedModel, encoded: EncodedImage) -> None:
         )
 
 
-def resolve(model: AskedModel, prompt: Prompt, encoded: EncodedImage) -> ResolvedPrompt:
+def resolve(model: LoadedModel, prompt: Prompt, encoded: EncodedImage) -> ResolvedPrompt:
     """A prompt in points, box and mask, checked against the image and the model. Raises PromptError."""
     if not isinstance(prompt, Prompt):
         raise PromptError(f"A prompt must be an anysam.Prompt, got {type(prompt).__name__}.")
@@ -111,7 +92,7 @@ def resolve(model: AskedModel, prompt: Prompt, encoded: EncodedImage) -> Resolve
 
 
 def decode_prompts(
-    model: AskedModel, encoded: EncodedImage, prompts: list[ResolvedPrompt], multimask: bool | None
+    model: LoadedModel, encoded: EncodedImage, prompts: list[ResolvedPrompt], multimask: bool | None
 ) -> list[Prediction]:
     """Predictions for prompts of any kinds, in their order, decoded in batches of equal form."""
     features = {name: tensor.to(model.device, decoder_dtype(model)) for name, tensor in encoded.features.items()}
@@ -138,16 +119,16 @@ def decode_prompts(
     return [choose_by_mask(predictions[i], hints[i]) if i in hints else predictions[i] for i in range(len(prompts))]
 
 
-def decoder_dtype(model: AskedModel) -> torch.dtype:
+def decoder_dtype(model: LoadedModel) -> torch.dtype:
     """The number format in which prompts are decoded."""
     return torch.float32 if _promptable(model).float32_parts else model.dtype
 
 
-def _promptable(model: AskedModel) -> PromptableModel:
+def _promptable(model: LoadedModel) -> PromptableModel:
     return cast(PromptableModel, model.network)
 
 
-def _hint(model: AskedModel, prompt: ResolvedPrompt, encoded: EncodedImage) -> np.ndarray | None:
+def _hint(model: LoadedModel, prompt: ResolvedPrompt, encoded: EncodedImage) -> np.ndarray | None:
     """The mask (H, W) that a prompt gives to a model without mask prompts; None if there is none, or no need."""
     if "mask" in find_variant(model.variant).prompts:
         return None
@@ -164,7 +145,7 @@ def _hint(model: AskedModel, prompt: ResolvedPrompt, encoded: EncodedImage) -> n
 
 
 def _query(
-    model: AskedModel, prompt: ResolvedPrompt, encoded: EncodedImage, multimask: bool | None, hint: np.ndarray | None
+    model: LoadedModel, prompt: ResolvedPrompt, encoded: EncodedImage, multimask: bool | None, hint: np.ndarray | None
 ) -> _Query:
     """A prompt as the decoder's input; with a hint, as points and a box."""
     network = _promptable(model)
@@ -184,7 +165,7 @@ def _query(
 
 
 def _decode(
-    model: AskedModel, features: dict[str, Tensor], encoded: EncodedImage, queries: list[_Query]
+    model: LoadedModel, features: dict[str, Tensor], encoded: EncodedImage, queries: list[_Query]
 ) -> list[Prediction]:
     """Predictions for queries that all have the same number of tokens, a mask or none, and the same multimask."""
     points = torch.stack([query.points for query in queries]).to(model.device)  # (P, N, 2)
@@ -207,7 +188,7 @@ def _decode(
     ]
 
 
-def _full_masks(model: AskedModel, logits: Tensor, encoded: EncodedImage) -> np.ndarray:
+def _full_masks(model: LoadedModel, logits: Tensor, encoded: EncodedImage) -> np.ndarray:
     """One prompt's logits (C, h, w) -> masks (C, H, W) bool, holding few full-size logits at once."""
     frame = _promptable(model).preprocess
     height, width = encoded.original_size

@@ -31,7 +31,7 @@ from anysam.atomic import DRAFT_SUFFIX
 from anysam.encoded_image import EncodedImage
 from anysam.errors import AnySamError, OptionError, OutputError
 from anysam.images import read_image
-from anysam.models import InstanceModel, PromptableModel
+from anysam.models import LoadedModel, PromptableModel
 from anysam.preprocess import Preprocess
 
 DEFAULT_MAX_BYTES = 10 * 1000**3
@@ -44,23 +44,8 @@ _LOCK_SECONDS = 10
 _ABANDONED_SECONDS = 3600  # after which a file that was never finished is removed
 
 
-class EncodingModel(Protocol):
+class EncodingModel(LoadedModel, Protocol):
     """What the store asks of a model; `anysam.Model` offers it."""
-
-    @property
-    def variant(self) -> str: ...
-
-    @property
-    def weights_sha256(self) -> str: ...
-
-    @property
-    def network(self) -> PromptableModel | InstanceModel: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
 
     def encode(self, image: np.ndarray) -> EncodedImage: ...
 

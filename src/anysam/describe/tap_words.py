@@ -22,7 +22,7 @@ from anysam.encoded_image import EncodedImage
 from anysam.errors import MissingExtraError, OptionError
 from anysam.fetch import Progress as Download
 from anysam.fetch import fetch_resource
-from anysam.models import InstanceModel, PromptableModel
+from anysam.models import LoadedModel, PromptableModel
 from anysam.models.tap_captions import caption_tokens, decode_captions
 from anysam.models.tap_text import TextDecoder, concept_probabilities
 from anysam.prompts import Prompt
@@ -142,23 +142,8 @@ class SpeakingNetwork(PromptableModel, Protocol):
     def semantic_dim(self) -> int: ...
 
 
-class SpeakingModel(Protocol):
+class SpeakingModel(LoadedModel, Protocol):
     """What is asked of a model here; `anysam.Model` offers it."""
-
-    @property
-    def variant(self) -> str: ...
-
-    @property
-    def weights_sha256(self) -> str: ...
-
-    @property
-    def network(self) -> PromptableModel | InstanceModel: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    @property
-    def dtype(self) -> torch.dtype: ...
 
     def encode(self, image: np.ndarray) -> EncodedImage: ...
 

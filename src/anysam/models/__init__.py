@@ -11,6 +11,7 @@ Sizes are (H, W), points are (x, y), boxes are x0 y0 x1 y1.
 import importlib
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from anysam.catalogue import VARIANTS
@@ -148,6 +149,25 @@ class SelectingModel(InstanceModel, Protocol):
     def select(self, instances: "Instances", prompt: ResolvedPrompt, multimask: bool) -> Prediction:
         """The masks that a prompt means; an empty one with score 0 if no object fits."""
         ...
+
+
+class LoadedModel(Protocol):
+    """What identifies a loaded model and says where it computes; `anysam.Model` offers it."""
+
+    @property
+    def variant(self) -> str: ...
+
+    @property
+    def weights_sha256(self) -> str: ...
+
+    @property
+    def network(self) -> PromptableModel | InstanceModel: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
 
 def build(family: str, size: str) -> nn.Module:
