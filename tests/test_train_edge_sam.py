@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from anysam.train.edge_sam import (
     EdgeSamTask,
     Teacher,
     TeacherDecoder,
+    check_warmup,
     disagreements,
     make_task,
     prepared,
@@ -25,11 +27,13 @@ from anysam.train.edge_sam import (
 )
 from anysam.train.loop import train
 from anysam.train.promptable import IGNORED
+from anysam.train.settings import read_config
 from anysam.train.task import Step
 from anysam.weights_files import read_state_dict
 from test_train_promptable import photographs, with_small_decoder
 from tiny_models import TINY, filled
 
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
 STEP = Step(0, 0.0, 0, torch.device("cpu"), torch.Generator())
 
 
@@ -280,6 +284,24 @@ def test_rates_are_the_published_ones_for_their_batches():
         assert loop.learning_rate == pytest.approx(rate * batch / 512)
         assert loop.learning_rate * loop.least_rate == pytest.approx(least * batch / 512)
     assert one.learning_rate * one.warmup_rate == pytest.approx(5e-7 * 64 / 512)
+
+
+@pytest.mark.parametrize(("stage", "loop"), [("1", stage1_loop()), ("2", stage2_loop())])
+def test_recipe_files_have_the_same_numbers_for_eight_processes(stage, loop):
+    config = read_config(EdgeSamConfig, RECIPES / f"edge_sam_stage{stage}.toml", {})
+    assert config.stage == stage
+    free = {"accumulate": 1, "workers": 8, "save_every": 500, "validate_every": config.loop.validate_every}
+    assert config.loop == dataclasses.replace(loop, **free)
+    assert config == dataclasses.replace(EdgeSamConfig(), stage=stage, loop=config.loop, data=config.data)
+
+
+def test_a_warm_up_as_long_as_the_run_is_refused():
+    check_warmup(stage1_loop(), 110_000)  # 1 % of SA-1B: 17188 steps
+    with pytest.raises(
+        OptionError, match="8595 steps leaves nothing of the 157 steps of this run; give --warmup-steps 78"
+    ):
+        check_warmup(stage1_loop(), 1000)
+    check_warmup(stage2_loop(), 10)
 
 
 def test_contradictory_stages_and_teachers_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 import anysam
 from anysam.catalogue import find_variant
 from anysam.checkpoints import load_model
+from anysam.embeddings import write_embeddings
 from anysam.errors import ImageError, OptionError
 from anysam.models import Decoded
 from anysam.preprocess import Preprocess
@@ -24,16 +26,19 @@ from anysam.train.finetune import (
     check_prompts,
     correction_turns,
     learn_masks,
+    open_cache,
     prepared,
     rests,
 )
 from anysam.train.loop import train
 from anysam.train.promptable import read_example
+from anysam.train.settings import read_config
 from anysam.train.task import Step
 from anysam.weights_files import read_state_dict
 from test_train_promptable import Entries, entry_of, photographs, with_small_decoder
 from tiny_models import TINY, filled
 
+RECIPES = Path(__file__).parents[1] / "examples" / "recipes"
 FAMILIES = [family for family in TINY if family not in ("fast_sam", "object_aware")]
 LOOP = LoopConfig(steps=30, batch_size=2, learning_rate=2e-3, clip=1.0, log_every=1, device="cpu", tensorboard=False)
 STEP = Step(0, 0.0, 0, torch.device("cpu"), torch.Generator())
@@ -87,7 +92,7 @@ def test_the_built_in_model_learns_pieces_of_photographs(what, rate, entries, tm
     two = Entries(entries[1:])  # with four masks each
     task = FinetuneTask("anysam_lite", prepared(built_in(), config), two, two, config, KeptFeatures(1 << 30))
     start, batch = task.validate(task.network), batch_of(task)
-    before = float(task.loss(batch, STEP).total.detach())
+    before, weights = float(task.loss(batch, STEP).total.detach()), copies(task.network)
     outcome = train(task, loop, tmp_path)
     losses = losses_of(tmp_path)
     assert len(losses) == 5 and losses[-1] < 0.9 * losses[0]  # the same masks in every step
@@ -97,13 +102,29 @@ def test_the_built_in_model_learns_pieces_of_photographs(what, rate, entries, tm
     learned.load_state_dict(read_state_dict(outcome.best))  # strict: an ordinary file, LoRA's too
     best = task.validate(learned)
     assert best["miou"] == pytest.approx(outcome.scores["miou"], abs=1e-3)
+    after = changed(task.network, weights)
     if what == "decoder":
-        assert best["box"] > start["box"] + 0.01
+        assert best["box"] > start["box"] + 0.01 and all(name.startswith("decoder.") for name in after)
+    else:
+        assert all(name.endswith((".a", ".b")) for name in after)
 
 
-@pytest.mark.parametrize("what", ["whole", "decoder", "lora"])
+def test_a_decoder_learns_without_the_prompt_encoder_and_words_never_learn():
+    for family, what, expected in (
+        ("sam", "decoder", {"mask_decoder"}),
+        ("sam", "whole", {"image_encoder", "prompt_encoder", "mask_decoder"}),
+        ("tap", "decoder", {"image_decoder"}),
+        ("tap", "whole", {"image_encoder", "prompt_encoder", "image_decoder"}),
+        ("anysam_lite", "decoder", {"decoder"}),
+    ):
+        network = prepared(TINY[family][1](), config_of(what=what))
+        learning = {name.partition(".")[0] for name, each in network.named_parameters() if each.requires_grad}
+        assert learning == expected
+
+
+@pytest.mark.parametrize("what", ["whole", "lora"])
 def test_only_what_should_learn_changes(what, entries, tmp_path):
-    loop = dataclasses.replace(LOOP, steps=8, batch_size=3, learning_rate=3e-3, validate_every=0)
+    loop = dataclasses.replace(LOOP, steps=6, batch_size=3, learning_rate=3e-3, validate_every=0)
     task = task_of("sam", entries, config_of(what=what, loop=loop, clicks=1, masks=2, lora_alpha=32.0))
     before, batch = copies(task.network), batch_of(task, 3)
     start = float(task.loss(batch, STEP).total.detach())
@@ -114,7 +135,7 @@ def test_only_what_should_learn_changes(what, entries, tmp_path):
     if what == "lora":
         assert parts == {"image_encoder", "mask_decoder"} and all(name.endswith((".a", ".b")) for name in after)
     else:
-        assert parts == ({"image_encoder", "prompt_encoder", "mask_decoder"} if what == "whole" else {"mask_decoder"})
+        assert parts == {"image_encoder", "prompt_encoder", "mask_decoder"}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -240,6 +261,20 @@ def test_recomputed_gradients_are_the_same(entries):
         torch.testing.assert_close(gradient, gradients[1][name], msg=name)
 
 
+def test_half_precision_has_nearly_the_same_loss_and_gradients(entries):
+    options = {"what": "lora", "lora_parts": "decoder", "lora_targets": "all", "clicks": 0, "prompts": "box"}
+    found = []
+    for enabled in (False, True):
+        task = task_of("anysam_lite", entries, config_of(**options))
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = task.loss(batch_of(task), STEP)
+        loss.total.backward()
+        gradients = [p.grad.flatten() for p in task.network.parameters() if p.grad is not None]
+        found.append((float(loss.total.detach()), torch.cat(gradients)))
+    assert found[1][0] == pytest.approx(found[0][0], rel=0.1)
+    assert float(torch.cosine_similarity(found[0][1], found[1][1], dim=0)) > 0.8
+
+
 def test_features_of_a_resting_encoder_are_computed_once(entries):
     task = task_of("sam", entries, config_of())
     calls = []
@@ -260,6 +295,26 @@ def test_features_may_come_from_a_cache(entries, tmp_path):
     cached = dataclasses.replace(task, features=KeptFeatures(0, stored))
     task.network.image_encoder.register_forward_hook(lambda *_: pytest.fail("the encoder ran"))
     assert float(cached.loss(batch_of(cached), STEP).total) == expected
+
+
+def test_stored_features_must_be_of_these_weights_and_all_that_the_decoder_takes(entries, tmp_path):
+    lite, sam = anysam.load(), find_variant("sam_vit_b")
+    images = [(entry.name, entry.read_image) for entry in entries[:1]]
+    write_embeddings(lite, images, tmp_path / "coarse")
+    write_embeddings(lite, images, tmp_path / "all", features=("image_embeddings", "skip8", "skip4"))
+    row, sha256 = find_variant("anysam_lite"), lite.weights_sha256
+    with pytest.raises(OptionError, match="embed --features image_embeddings,skip8,skip4"):
+        open_cache(str(tmp_path / "coarse"), row, sha256)
+    with pytest.raises(OptionError, match="not of sam_vit_b with these weights"):
+        open_cache(str(tmp_path / "all"), sam, "0" * 64)
+    features = KeptFeatures(0, open_cache(str(tmp_path / "all"), row, sha256))
+    task = dataclasses.replace(task_of("anysam_lite", entries, config_of()), network=load_model("anysam_lite")[0])
+    task.network.eval()
+    told = dataclasses.replace(task, features=features)
+    computed = dataclasses.replace(task, features=KeptFeatures(0))
+    assert told.read(0, np.random.default_rng(0)).pixels is None
+    losses = [float(each.loss(batch_of(each, 1), STEP).total) for each in (told, computed)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
 def test_an_encoder_that_learns_or_augmented_images_keep_no_features(entries):
@@ -319,3 +374,10 @@ def test_a_broken_image_is_the_loops_to_leave_out(tmp_path):
     task = task_of("sam", Entries([entry_of(tmp_path / "broken.png", [np.ones((8, 8), bool)])]), config_of())
     with pytest.raises(ImageError):
         task.read(0, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize(("name", "what"), [("finetune_decoder", "decoder"), ("finetune_lora", "lora")])
+def test_recipe_files_are_read_and_can_be_asked(name, what):
+    config = read_config(FinetuneConfig, RECIPES / f"{name}.toml", {})
+    assert config.what == what and (what != "decoder" or config == FinetuneConfig())
+    check_prompts(find_variant(config.model or "anysam_lite"), config)

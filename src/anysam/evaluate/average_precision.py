@@ -2,7 +2,7 @@
 
 `COCOeval.evaluate` visits every class in every image, which is 95 million visits for LVIS; most of them find nothing.
 Here only the others are visited, and pycocotools' own matching and accumulation do the rest, so that COCO's numbers are
-its numbers. LVIS's rules are those of its published evaluation (lvis-dataset/lvis-api, lvis/eval.py):
+its numbers. LVIS's rules are those of its published evaluation (lvis-dataset/lvis-api, lvis/eval.py at 04e89fd):
 - detections of a class are only counted in images for which somebody said that it is there or that it is not
   (neg_category_ids);
 - where not all objects of a class are annotated (not_exhaustive_category_ids), detections without a match are ignored.

@@ -1,10 +1,10 @@
 """Protocol "instances": mask AP on COCO or LVIS, with the boxes of a detector as prompts.
 
 SAM (arXiv 2304.02643), section 7.4 and appendix D.4: each box that ViTDet-H found becomes a mask, which keeps the
-detector's class and score. The paper asks a second time with the box and the surest mask's logits; `refine` does. Its
-followers do not: MobileSAM and EdgeSAM take one mask (EdgeSAM's README says so), EfficientViT-SAM the surest of three
-(`multimask`). Boxes come from a JSON file in COCO's form of results, such as those published with EfficientViT-SAM
-(mit-han-lab/efficientvit-sam, source_json_file).
+detector's class and score. The paper asks a second time with the box and the surest mask's logits; `refine` does.
+EdgeSAM's numbers are without it (its README says so), EfficientViT-SAM's are of the surest of three masks
+(`multimask`; eval_efficientvit_sam_model.py at 8d60c1c). Boxes come from a JSON file in COCO's form of results, such as
+those that EfficientViT-SAM's README links to (mit-han-lab/efficientvit-sam, source_json_file).
 
 COCO counts the best 100 detections of a class in an image, LVIS the best 300 of an image whatever their class; here
 the limit is on the image in both, which is what files of detectors hold anyway. What counts as right is up to

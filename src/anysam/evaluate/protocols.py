@@ -70,7 +70,7 @@ PROTOCOLS = (
     Listed(
         "everything",
         "mean IoU of every annotated mask with the best mask that everything mode finds",
-        "ours; FastSAM and MobileSAM show such masks, but give no such number",
+        "ours",
         "everything:EVERYTHING",
         "options:EverythingProtocolOptions",
     ),

@@ -30,6 +30,7 @@ from anysam.models.edge_sam import EdgeSam
 from anysam.models.sam_decoder import MaskDecoder, PromptEncoder
 from anysam.preprocess import Preprocess
 from anysam.train.configs.edge_sam import EdgeSamConfig, stage1_loop
+from anysam.train.configs.loop import LoopConfig
 from anysam.train.data import open_data
 from anysam.train.encoder_distillation import (
     EmbeddingBatch,
@@ -46,6 +47,7 @@ from anysam.train.encoder_distillation import (
     started,
     valid_embedding_cells,
 )
+from anysam.train.loop import total_steps
 from anysam.train.promptable import (
     IGNORED,
     add_points,
@@ -257,7 +259,7 @@ def make_task(config: EdgeSamConfig, out: Path) -> EdgeSamTask:
     """The task of `anysam train distill edge_sam`; `out` is not used.
 
     Raises OptionError for a teacher of another kind or frame, for stage 2 without a file of stage 1 or with the loop of
-    stage 1, WeightsError for an `init` that is neither RepViT nor EdgeSAM.
+    stage 1, for a warm-up as long as the run, WeightsError for an `init` that is neither RepViT nor EdgeSAM.
     """
     if config.stage == "2" and not config.init:
         raise OptionError("Stage 2 of EdgeSAM starts from the file that stage 1 wrote; give it with --init.")
@@ -276,10 +278,21 @@ def make_task(config: EdgeSamConfig, out: Path) -> EdgeSamTask:
         start_encoder(network.image_encoder, config.init, ("neck.", "fuse_stage") if config.stage == "1" else ())
     learned, judged = open_data(config.data)
     require_stored(teacher, learned)
+    check_warmup(config.loop, len(learned))
     network = prepared(network, decoder, teacher.preprocess, config.stage)
     if config.stage == "1" and distributed.is_initialized() and distributed.get_backend() == "nccl":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # as published, in stage 1 only; keys are the same
     return EdgeSamTask(network, teacher, decoder, learned, judged, config)
+
+
+def check_warmup(loop: LoopConfig, images: int) -> None:
+    """Raise OptionError for a run that ends before its rate is up: the published warm-up is for 1 % of SA-1B."""
+    steps = total_steps(loop, images)
+    if loop.warmup_steps >= steps:
+        raise OptionError(
+            f"A warm-up of {loop.warmup_steps} steps leaves nothing of the {steps} steps of this run; give "
+            f"--warmup-steps {steps // 2}, half of them as published, or 0."
+        )
 
 
 def prepared(network: EdgeSam, decoder: TeacherDecoder, theirs: Preprocess, stage: str) -> EdgeSam:

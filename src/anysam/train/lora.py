@@ -73,7 +73,8 @@ class LoraLinear(nn.Module):
         """The merged matrix (outputs, inputs)."""
         weight = self.base.weight
         for part in self.products().values():
-            weight = weight.index_add(0, part.rows, (part.b @ part.a) * part.scale)
+            added = (part.b @ part.a) * part.scale  # in half precision under autocast
+            weight = weight.index_add(0, part.rows, added.to(weight.dtype))
         return weight
 
     @property

@@ -52,6 +52,13 @@ RECIPES = (
         "MobileSAMv2, arXiv 2312.09579",
     ),
     Recipe(
+        "pretrain efficient_sam",
+        "masked images against SAM's features, then fine-tuning",
+        "efficient_sam:EfficientSamConfig",
+        "efficient_sam",
+        "EfficientSAM, arXiv 2312.00863",
+    ),
+    Recipe(
         "prune slim_sam",
         "fewer channels in SAM's ViT-B, and distillation to make up for it",
         "slim_sam:SlimSamConfig",

@@ -4,18 +4,19 @@ Paper: Song et al., "SAM-Lightening: A Lightweight Segment Anything Model with D
 times Acceleration", 2024 (arXiv 2403.09195). Source: Songyanfei/SAM-LIGHTENING@5913ec7, which has no training code and
 no weights: this is how to get some.
 
-From the paper is the idea: layers of the encoder are distilled with weights that change during the run, going on to the
-deeper ones, so that a layer learns from inputs that are right already. How it is done here is ours:
+From the paper is only the idea, as its abstract and summaries tell it: distillation is progressive and layer by layer,
+with weights that change during the run and move on to deeper layers; the decoder is aligned as well. Its formulas and
+numbers were not at hand. How it is done here is ours:
 - Which layers: block i of S learns the output of the teacher's block at the same part of its depth, rounded.
 - A linear layer for each brings the student's width to the teacher's. They learn along and are thrown away. The
-  teacher's features are normalised token by token, because those of deep blocks are large and of very unequal size.
+  teacher's features are normalised token by token, so that no block counts more for having larger ones.
 - The weights: see `layer_weights`. The last "layer" is the embeddings themselves.
 
 The published attention mixes the images of a batch (its windows attend to windows of other images, its global blocks to
 other images alone). A model trained so would answer otherwise for one image than it was trained to for several. Here
 every image is on its own, in training as in inference: any batch size gives the sums of its single images' losses.
 
-The decoder is the teacher's and rests. It is aligned with the new encoder, as the paper does in the end, by
+The decoder is the teacher's and rests. It is aligned with the new encoder by
 
     anysam train finetune --model OUT/best.safetensors --what decoder
 """
