@@ -133,3 +133,40 @@ def test_whole_images_are_resized_to_the_long_side_and_padded(square_entry):
     assert sample.image.shape == (256, 320, 3) and not sample.image[240:].any()
     assert sample.masks.shape == (1, 64, 80)
     np.testing.assert_allclose(sample.boxes[0], [100, 60, 240, 180], atol=1)
+
+
+def disc_crop(centre, radius, colour, size=(60, 80)):
+    y, x = np.mgrid[: size[0], : size[1]]
+    mask = ((y - centre[1]) ** 2 + (x - centre[0]) ** 2 <= radius**2).astype(np.uint8)
+    return augment.Crop(np.full((*size, 3), colour, np.uint8), (mask,))
+
+
+def test_a_pasted_object_covers_the_crop_and_what_is_below_loses_its_pixels():
+    crop, donor = disc_crop((40, 30), 25, 50), disc_crop((20, 20), 9, 200)
+    places = set()
+    for seed in range(20):
+        result = augment.pasted(crop, donor, np.random.default_rng(seed))
+        assert result is not None
+        mask, below = result.masks
+        assert np.array_equal(result.image[..., 0] == 200, mask == 1)  # its pixels, and no others, come along
+        assert mask.sum() == donor.masks[0].sum() and not (mask & below).any()
+        assert np.array_equal(below | (mask & crop.masks[0]), crop.masks[0])
+        places.add(tuple(np.argwhere(mask).min(axis=0)))
+    assert len(places) > 10
+
+
+def test_what_is_too_large_to_paste_or_hides_everything_is_left_out():
+    wide = augment.Crop(np.zeros((60, 80, 3), np.uint8), (np.ones((60, 80), np.uint8),))
+    assert augment.pasted(disc_crop((40, 30), 25, 50), wide, np.random.default_rng(0)) is None
+    small, fills = disc_crop((10, 10), 6, 50, (24, 24)), disc_crop((10, 10), 7, 200, (24, 24))
+    lost = [augment.pasted(small, fills, np.random.default_rng(seed)) for seed in range(40)]
+    assert any(each is None for each in lost)  # on top of the only mask
+    for each in lost:
+        if each is not None:
+            assert each.masks[1].sum() >= 0.3 * small.masks[0].sum()
+
+
+def test_crops_with_a_donor_have_its_object_first(square_entry):
+    rng = np.random.default_rng(0)
+    samples = [augment.training_sample(square_entry, (96, 128), 160, 4, rng, square_entry) for _ in range(10)]
+    assert {len(sample.masks) for sample in samples if sample is not None} == {1, 2}

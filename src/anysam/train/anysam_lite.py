@@ -70,7 +70,12 @@ class AnySamLiteTask:
         entry = entry_at(self.learned, index)
         if not entry.masks:
             return None
-        return training_sample(entry, (height, width), self.config.long_side, self.config.masks_per_image, generator)
+        donor = None
+        if self.config.paste and generator.random() < self.config.paste:
+            donor = neighbour_of(self.learned, index, generator)
+        return training_sample(
+            entry, (height, width), self.config.long_side, self.config.masks_per_image, generator, donor
+        )
 
     def collate(self, examples: list[Sample]) -> list[Sample]:
         return examples
@@ -143,6 +148,16 @@ def entry_at(sets: Sequence[ImageDataset], index: int) -> ImageEntry:
     for each in sets:
         if index < len(each):
             return each[index]
+        index -= len(each)
+    raise IndexError(index)
+
+
+def neighbour_of(sets: Sequence[ImageDataset], index: int, generator: np.random.Generator) -> ImageEntry | None:
+    """Any entry of the data set that entry `index` is from; None if it has no masks."""
+    for each in sets:
+        if index < len(each):
+            entry = each[int(generator.integers(len(each)))]
+            return entry if entry.masks else None
         index -= len(each)
     raise IndexError(index)
 

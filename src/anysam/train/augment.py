@@ -11,6 +11,8 @@ from anysam.metrics import centre_most_point
 # A mask must keep this many input pixels and this share of its area after the crop.
 _MIN_PIXELS = 24
 _MIN_SHARE = 0.3
+# A pasted object is at most this part of the crop.
+_MAX_PASTED = 1 / 3
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,38 @@ class Sample:
     dataset: str
 
 
+@dataclass(frozen=True)
+class Crop:
+    """image: (H, W, 3) uint8 RGB; masks: (H, W) uint8 of 0 and 1, with no order between them."""
+
+    image: np.ndarray
+    masks: tuple[np.ndarray, ...]
+
+
 def training_sample(
-    entry: ImageEntry, shape: tuple[int, int], long_side: int, max_masks: int, rng: np.random.Generator
+    entry: ImageEntry,
+    shape: tuple[int, int],
+    long_side: int,
+    max_masks: int,
+    rng: np.random.Generator,
+    donor: ImageEntry | None = None,
 ) -> Sample | None:
     """A random crop of `shape` (H, W), rescaled, flipped and recoloured; None if no mask is left in it.
 
-    The image is scaled as if its long side were 0.55 to 1.9 times `long_side`.
+    The image is scaled as if its long side were 0.55 to 1.9 times `long_side`. donor: an image with masks, from which
+    one object is pasted over the crop; one that leaves no mask, or hides all others, is left out.
     """
+    crop = random_crop(entry, shape, long_side, max_masks, rng)
+    if crop is not None and donor is not None:
+        given = random_crop(donor, shape, long_side, 1, rng)
+        crop = crop if given is None else (pasted(crop, given, rng) or crop)
+    return _sample(crop.image, list(crop.masks[:max_masks]), entry.dataset, rng) if crop is not None else None
+
+
+def random_crop(
+    entry: ImageEntry, shape: tuple[int, int], long_side: int, max_masks: int, rng: np.random.Generator
+) -> Crop | None:
+    """The crop of `training_sample` with at most max_masks of its masks; None if no mask is left in it."""
     image = entry.read_image()
     height, width = entry.size
     weights = np.sqrt(np.sqrt(np.asarray(entry.areas, dtype=np.float64) + 1))
@@ -51,7 +78,36 @@ def training_sample(
             kept.append(mask)
         if len(kept) == max_masks:
             break
-    return _sample(recolour(image, rng), kept, entry.dataset, rng) if kept else None
+    return Crop(recolour(image, rng), tuple(kept)) if kept else None
+
+
+def pasted(crop: Crop, donor: Crop, rng: np.random.Generator) -> Crop | None:
+    """The donor's first object over the crop, moved to anywhere; its mask comes first (Simple Copy-Paste, arXiv
+    2012.07177: what lies below loses the pixels, and borders are not blended).
+
+    Masks that keep too little are left out. None when the object is larger than a third of the crop (most often no
+    object but a background), when too little of it is within, or when no other mask is left.
+    """
+    height, width = crop.image.shape[:2]
+    mask = donor.masks[0]
+    area = int(np.count_nonzero(mask))
+    if area > _MAX_PASTED * height * width:
+        return None
+    x, y, w, h = cv2.boundingRect(mask)
+    matrix = np.array(
+        [[1, 0, rng.integers(-x, max(width - w, 0) - x + 1)], [0, 1, rng.integers(-y, max(height - h, 0) - y + 1)]],
+        np.float64,
+    )
+    mask = cv2.warpAffine(mask, matrix, (width, height), flags=cv2.INTER_NEAREST)
+    moved = cv2.warpAffine(donor.image, matrix, (width, height), flags=cv2.INTER_NEAREST)
+    kept = []
+    for other in crop.masks:
+        left = other & (1 - mask)
+        if np.count_nonzero(left) >= max(_MIN_PIXELS, _MIN_SHARE * np.count_nonzero(other)):
+            kept.append(left)
+    if not kept or np.count_nonzero(mask) < _MIN_PIXELS:
+        return None
+    return Crop(np.where(mask[..., None] == 1, moved, crop.image), (mask, *kept))
 
 
 def whole_sample(entry: ImageEntry, long_side: int, multiple: int, max_masks: int, rng: np.random.Generator) -> Sample:

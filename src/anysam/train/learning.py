@@ -51,7 +51,8 @@ def learn_prompts(
         logits, iou_predictions = logits.float(), iou_predictions.float()
         chosen = prompt_loss(mask_loss(logits, target), as_box, first=turn == 0)
         true_iou = mask_iou(logits.detach(), target)  # (P, 4)
-        losses.append((chosen + ((iou_predictions - true_iou) ** 2).sum(dim=1)).sum())
+        iou_error = ((iou_predictions - true_iou) ** 2).sum(dim=1)  # (P,)
+        losses.append((chosen + config.iou_weight * iou_error).sum())
         if turn == 0:
             picked = (iou_predictions[:, 1:].argmax(dim=1) + 1).masked_fill(as_box, 0)
             one = true_iou.gather(1, picked[:, None])[:, 0]

@@ -28,6 +28,8 @@ class AnySamLiteConfig:
     )
     centred: float = option(0.5, "part of the correcting clicks in the middle of the largest error; the rest anywhere")
     forget_mask: float = option(0.25, "how often a round of corrections does without the mask before it")
+    paste: float = option(0.0, "how often an object of another image of the set is pasted over a crop")
+    iou_weight: float = option(1.0, "weight of the predicted IoU's squared error")
     box_jitter: float = option(0.06, "noise of a box's corners, as a part of its sides; at most 20 pixels")
     data: DataConfig = field(default_factory=lambda: DataConfig(kind="collection"))
     loop: LoopConfig = field(
