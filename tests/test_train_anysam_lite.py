@@ -20,7 +20,9 @@ from anysam.train.configs.anysam_lite import AnySamLiteConfig
 from anysam.train.configs.data import DataConfig
 from anysam.train.configs.loop import LoopConfig
 from anysam.train.imagenet_backbone import convert_imagenet_backbone
+from anysam.train.learning import pixels_of
 from anysam.train.loop import train
+from anysam.train.losses import mask_iou
 from test_datasets import write_folder
 
 
@@ -183,3 +185,32 @@ def test_folded_batch_norms_compute_what_the_published_layers_compute(name, chan
         torch.testing.assert_close(ours.stem(pixels), x, rtol=1e-4, atol=1e-4)
         sizes = [(16, 24), (8, 12), (4, 6), (2, 3)]
         assert [tuple(f.shape) for f in ours(pixels)] == [(1, c, *hw) for c, hw in zip(channels, sizes, strict=True)]
+
+
+def test_the_iou_head_learns_alone_and_predicts_better(finished_run, data, tmp_path):
+    _, _, _, outcome = finished_run
+    config = dataclasses.replace(recipe(data, steps=30), learn="iou_head", init=str(outcome.last))
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, log_every=1, ema=0.0))
+    with pytest.raises(OptionError, match="--init"):
+        make_task(dataclasses.replace(config, init=""), tmp_path)
+    task = make_task(config, tmp_path)
+    torch.nn.init.zeros_(task.network.decoder.iou_prediction_head.layers[-1].weight)  # it has to begin again
+    before = {name: value.clone() for name, value in task.network.state_dict().items()}
+    images = [task.read(i, np.random.default_rng(i)) for i in range(12)]
+    start = iou_errors(task.network, images)
+    train(task, config.loop, tmp_path / "run")
+    changed = {name for name, value in task.network.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("decoder.iou_prediction_head.") for name in changed)
+    assert iou_errors(task.network, images) < 0.85 * start
+
+
+@torch.no_grad()
+def iou_errors(network, samples):
+    """Mean absolute error of the predicted IoUs after a click, over crops."""
+    errors = []
+    for sample in samples:
+        features = network.encode_image(pixels_of([sample], torch.device("cpu")))
+        clicks = torch.from_numpy(sample.clicks)[:, None]
+        logits, predicted = network.decoder(features, clicks, torch.ones(clicks.shape[:2], dtype=torch.long), None)
+        errors.append((predicted - mask_iou(logits, torch.from_numpy(sample.masks))).abs().mean())
+    return float(torch.stack(errors).mean())

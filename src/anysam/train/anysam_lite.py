@@ -25,7 +25,7 @@ from anysam.train.configs.anysam_lite import AnySamLiteConfig
 from anysam.train.data import open_data
 from anysam.train.imagenet_backbone import read_imagenet_backbone
 from anysam.train.learning import learn, validate
-from anysam.train.task import Loss, ParameterGroup, Step
+from anysam.train.task import Loss, ParameterGroup, Step, decayed
 
 # How often each of our data sets is drawn; any other counts as their mean. coco_mini and bsds500 are the diverse ones;
 # small, uniform sets are soon exhausted.
@@ -88,12 +88,16 @@ class AnySamLiteTask:
 
     def prepare(self, step: Step) -> None:
         """The backbone rests at first: gradients that a fresh decoder sends are worth little and cost time."""
+        if self.config.learn == "iou_head":
+            return  # make_task chose what learns
         awake = step.progress >= self.config.freeze_backbone_part
         for name, parameter in self.network.backbone.named_parameters():
             parameter.requires_grad_(awake and backbone_learns(name, self.config.train_backbone_from))
 
     def groups(self, weight_decay: float) -> list[ParameterGroup]:
         """The learning stages of the backbone at a lower rate; no decay there, nor on vectors."""
+        if self.config.learn == "iou_head":
+            return decayed(self.network, weight_decay)
         backbone = [
             parameter
             for name, parameter in self.network.backbone.named_parameters()
@@ -128,6 +132,12 @@ def make_task(config: AnySamLiteConfig, out: Path) -> AnySamLiteTask:
         load_strictly(network, read_state_dict(config.init), f"anysam_lite with backbone {config.backbone}", False)
     else:
         network.backbone.load_state_dict(read_imagenet_backbone(config.backbone))
+    if config.learn == "iou_head":
+        if not config.init:
+            raise OptionError(
+                "The head that predicts IoUs learns alone after everything else has; give a file to --init."
+            )
+        network.requires_grad_(False).decoder.iou_prediction_head.requires_grad_(True)
     learned, judged = open_sets(config)
     return AnySamLiteTask(network, config, learned, judged)
 

@@ -18,6 +18,9 @@ class AnySamLiteConfig:
         ("352x448", "448x352", "384x384"), "sizes of the crops; a batch may mix them; smaller ones cost less"
     )
     masks_per_image: int = option(6, "masks of a crop at most")
+    learn: str = option(
+        "all", "everything, or only the head that predicts IoUs, when masks are as they should be", ("all", "iou_head")
+    )
     train_backbone_from: int = option(
         2, "first of the backbone's 7 stages that learns: early ones learn slowly on a CPU"
     )
