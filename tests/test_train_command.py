@@ -135,6 +135,19 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path, capsys):
     text = capsys.readouterr().out
     assert tomllib.loads(text)["loop"]["epochs"] == 2.0 and not out.exists()
     assert "# 8 steps of 2 images" in text and "# 0.00 of 0.00 million parameters learn." in text
+    assert "# At least 4.8e-08 GB of memory" in text  # 3 numbers: weights, gradients, two averages of Adam
+    assert "# Of 8 images that were looked at, 0 are broken and 0 have nothing to learn from." in text
+    assert train("-o", out, "--dry-run", "--broken", "3") == 0
+    text = capsys.readouterr().out
+    assert "8 images that were looked at, 1 are broken" in text and "# broken: image 3 is broken." in text
+    assert not out.exists() and tomllib.loads(text)
+
+
+def test_a_folder_that_cannot_be_is_refused_before_anything_is_loaded(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    sys.modules["anysam.train.tiny"].make_task = None  # not called
+    assert train("-o", tmp_path / "file" / "run") == 2
+    assert f"{tmp_path / 'file'} is a file; choose another folder" in capsys.readouterr().err
 
 
 def test_the_same_command_goes_on_and_fresh_starts_over(tmp_path, capsys):

@@ -19,9 +19,10 @@ from torch import nn
 from anysam.errors import ImageError, OptionError, OutputError, WeightsError
 from anysam.train import processes
 from anysam.train.configs.loop import LoopConfig
-from anysam.train.loop import total_steps, train
+from anysam.train.loop import train
+from anysam.train.progress import Report
 from anysam.train.saving import Origin
-from anysam.train.schedules import Plateau, rate_factor
+from anysam.train.schedules import Plateau, rate_factor, total_steps
 from anysam.train.task import Loss, ParameterGroup, decayed
 from anysam.weights_files import read_metadata, read_state_dict
 
@@ -131,7 +132,7 @@ def run_elsewhere(*arguments, processes=1):
         start += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*start, __file__, *map(str, arguments)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def test_the_network_learns_and_its_average_is_saved(tmp_path):
@@ -262,21 +263,36 @@ def test_twenty_steps_are_ten_then_a_kill_then_ten_bit_for_bit(tmp_path):
         assert same(read_state_dict(one), read_state_dict(other)) and read_metadata(one) == read_metadata(other)
 
 
-def test_two_processes_learn_what_one_with_the_doubled_batch_does(tmp_path):
-    done = run_elsewhere("two", tmp_path / "two", processes=2)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What two processes left behind, see `main`."""
+    folder = tmp_path_factory.mktemp("two")
+    done = run_elsewhere("two", folder, processes=2)
     assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def test_two_processes_learn_what_one_with_the_doubled_batch_does(two_processes, tmp_path):
     odd = LineTask(broken=frozenset({3}), empty=frozenset({5, 6, 7, 8}))
     train(odd, dataclasses.replace(LOOP, batch_size=8, ema=0.9), tmp_path / "one")
-    one, two = state_of(tmp_path / "one"), state_of(tmp_path / "two")
+    one, two = state_of(tmp_path / "one"), state_of(two_processes)
     for part in ("network", "average"):
         torch.testing.assert_close(one[part]["weight"], two[part]["weight"])
     assert one["broken"] == two["broken"] == ["image 3 is broken."]
-    for a, b in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+    for a, b in zip(log_of(tmp_path / "one"), log_of(two_processes), strict=True):
         assert a.keys() == b.keys()  # error: of the first process's examples only
         assert all(a[name] == pytest.approx(b[name], rel=1e-4) for name in a if name != "error")
     # the run can go on in one process, with the batch gathered
     whole = dataclasses.replace(LOOP, accumulate=2, steps=25)
-    assert train(LineTask(broken=frozenset({3}), empty=odd.empty), whole, tmp_path / "two").steps == 25
+    assert train(LineTask(broken=frozenset({3}), empty=odd.empty), whole, two_processes).steps == 25
+
+
+def test_a_teacher_that_is_spread_over_two_processes_teaches_the_same(two_processes):
+    """Also in steps in which one of them has a broken image and nothing else, and in validation, which one does."""
+    whole, spread = two_processes / "whole", two_processes / "spread"
+    assert log_of(whole) == log_of(spread) and same(state_of(whole), state_of(spread))
+    assert [each["val_mse"] for each in log_of(spread) if "val_mse" in each]
+    assert state_of(spread)["broken"] == ["image 2 is broken."]
 
 
 def test_gathered_batches_and_workers_change_nothing(tmp_path):
@@ -411,6 +427,65 @@ def test_a_full_disk_is_an_error_that_keeps_the_last_checkpoint(tmp_path, monkey
     assert train(LineTask(), LOOP, tmp_path).steps == 20
 
 
+class Judged(LineTask):
+    """A validation's score is how many steps were taken, best at 0: nothing is better than the start."""
+
+    def validate(self, network):
+        steps = {step for step, *_ in self.seen}
+        return {"score": -float(max(steps, default=-1) + 1)}
+
+
+def test_validation_before_the_first_step_keeps_the_start_as_best_once(tmp_path):
+    config = dataclasses.replace(LOOP, validate_first=True, save_every=100, validate_every=100, steps=4, ema=0.0)
+
+    class Stopped(Judged):
+        def prepare(self, step):
+            if step.index == 2:
+                raise WeightsError("stopped.")
+
+    with pytest.raises(WeightsError):
+        train(Stopped(), config, tmp_path)  # has no checkpoint, but the start as best: nothing to refuse
+    start = line().state_dict()
+    assert same(read_state_dict(tmp_path / "best.safetensors"), start)
+    outcome = train(Judged(), config, tmp_path)
+    assert outcome.scores == {"score": -4.0} and same(read_state_dict(outcome.best), start)
+    assert [each["step"] for each in log_of(tmp_path) if "val_score" in each] == [0, 4]
+    train(Judged(), dataclasses.replace(config, steps=6), tmp_path)
+    assert [each["step"] for each in log_of(tmp_path) if "val_score" in each] == [0, 4, 6]
+    assert read_metadata(tmp_path / "best.safetensors")["steps"] == "0"
+
+
+def test_without_anything_to_validate_on_no_weights_are_the_best(tmp_path, capsys):
+    class Blind(LineTask):
+        def validate(self, network):
+            return {}
+
+    outcome = train(Blind(), LOOP, tmp_path, show=True)
+    assert outcome.best is None and outcome.scores == {} and outcome.last.exists()
+    assert "step 5: validation: no image can be read and has masks" in capsys.readouterr().err
+
+
+def test_what_is_left_is_told_from_this_runs_own_steps(tmp_path, monkeypatch, capsys):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    report = Report(tmp_path / "log.jsonl", 40, 20, True, False)  # goes on after step 20
+    now[0] += 50
+    report.scores(20, {"score": 1.0}, 50)  # before the first step
+    for step in range(21, 31):
+        now[0] += 2
+        report.add(8, 8.0, {"loss": 3.0})  # 8 images in all processes
+        if step == 25:
+            report.line(step, {})
+            now[0] += 10
+            report.scores(step, {"score": 2.0}, 10)
+    report.line(30, {})
+    told = capsys.readouterr().err.splitlines()
+    assert told[1] == "step 25 of 40: loss 3, 4 images/s, 30 s left"  # 15 steps of 2 seconds
+    assert told[3] == "step 30 of 40: loss 3, 4 images/s, 30 s left"  # 10 steps of 3, validations included
+    report.line(30, {})
+    assert "nothing to learn from, " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
@@ -482,6 +557,10 @@ def test_rates_of_each_schedule_by_hand():
     warm = {"schedule": "constant", "warmup_steps": 4}
     assert rates(range(6), **warm, warmup_rate=0.2) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
     assert rates(range(6), **warm) == pytest.approx([0.25, 0.4375, 0.625, 0.8125, 1, 1])
+    # as timm's: up to the peak in half of the run, and then at once half down the cosine
+    half = rates((0, 4, 5, 9), schedule="cosine", warmup_steps=5, warmup_rate=0.2)
+    assert half == pytest.approx([0.2, 0.84, 0.5, 0.5 * (1 + math.cos(0.9 * math.pi))])
+    assert rate_factor(LoopConfig(warmup_steps=4), 2, 10, plateau=0.1) == pytest.approx(0.625)  # another schedule
 
 
 def test_a_plateau_drops_as_torchs_own_schedule_does():
@@ -539,6 +618,45 @@ def check_shards():
             assert 0.4 * count < kept < 0.6 * count
 
 
+class SomeBroken(list):
+    name = "photographs"
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise ImageError("image 2 is broken.")
+        return super().__getitem__(index)
+
+
+def check_spread_teachers(folder):
+    """EdgeSAM's first stage with a teacher that both processes hold whole, and with one of which each holds a part."""
+    from anysam.train import encoder_distillation
+    from test_train_edge_sam import task_of
+    from test_train_promptable import photographs
+
+    (own := folder / str(processes.rank())).mkdir()
+    entries = SomeBroken(photographs(own, 4))
+    whole = task_of(entries, "1")
+    loop = dataclasses.replace(whole.config.loop, steps=3, batch_size=1, validate_first=True)
+    train(whole, loop, folder / "whole")
+
+    teacher = whole.teacher.network
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    count = sum(parameter.numel() for parameter in teacher.image_encoder.parameters())
+    with torch.no_grad():
+        wanted = teacher.encode_image(pixels)["image_embeddings"]
+    encoder_distillation.shard = lambda network: processes.shard_blocks(network) is not None
+    spread = task_of(entries, "1")
+    train(spread, loop, folder / "spread")
+    assert len(spread.teacher.kept) == (0 if processes.rank() else 3)
+
+    with torch.no_grad():
+        again = processes.shard_blocks(task_of(entries, "1").teacher.network)  # whole, with its methods
+        for network in (spread.teacher.network, again):
+            assert torch.equal(network.encode_image(pixels)["image_embeddings"], wanted)
+            kept = sum(parameter.to_local().numel() for parameter in network.image_encoder.parameters())
+            assert 0.4 * count < kept < 0.6 * count
+
+
 def main(what, folder):
     if what == "killed":
         task = LineTask(network=noisy(), broken=frozenset({7}), stop_at=13)
@@ -551,6 +669,7 @@ def main(what, folder):
     with processes.company(torch.device("cpu")):
         train(odd, LOOP, folder)
         check_shards()
+        check_spread_teachers(folder)
 
 
 if __name__ == "__main__":

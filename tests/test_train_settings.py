@@ -59,7 +59,8 @@ def test_without_file_and_flags_a_configuration_is_its_defaults():
         ("[loop]\nrate = 3", r"\[loop\] rate is no setting of this recipe; did you mean rate?"),
         ("[lop]\nsteps = 3", r"\[lop\] steps is no setting of this recipe; did you mean steps in \[loop\]?"),
         ("[loop]\nzzz = 3", r"\[loop\] zzz is no setting of this recipe; known there: steps, epochs"),
-        ("loop = 3", "loop is no setting of this recipe"),
+        ("loop = 3", r"loop must be a table, \[loop\], got 3"),
+        ("[[loop]]\nsteps = 3", r"loop must be a table, \[loop\], got \["),
         ("teacher = 'small'", 'teacher must be one of big, large, got "small"'),
         ("teacher = 3", "teacher must be a text, got 3"),
         ("rate = '3'", 'rate must be a number, got "3"'),
@@ -82,6 +83,26 @@ def test_what_a_file_may_not_say_is_refused_with_file_and_key(tmp_path, text, wo
     with pytest.raises(OptionError, match=words) as caught:
         read_config(TinyConfig, path, {})
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_length_in_steps_replaces_one_in_epochs_that_was_not_asked_for(tmp_path):
+    epochs = dataclasses.replace(TinyConfig().loop, epochs=8.0)
+
+    @dataclass(frozen=True)
+    class Long:
+        data: DataConfig = field(default_factory=DataConfig)
+        loop: LoopConfig = field(default_factory=lambda: epochs)
+
+    def length(text, **flags):
+        loop = read_config(Long, written(tmp_path, f"[loop]\n{text}"), flags).loop
+        return loop.steps, loop.epochs
+
+    assert length("") == (7, 8.0) and length("steps = 3") == (3, 0.0) and length("epochs = 2") == (7, 2.0)
+    assert length("steps = 3\nepochs = 2") == (3, 2.0)  # as every run's own config.toml has both
+    assert length("epochs = 2", steps=5) == (5, 0.0) and length("steps = 3", epochs=4.0) == (3, 4.0)
+    assert length("", steps=5, epochs=0.0) == (5, 0.0)
+    with pytest.raises(OptionError, match=r"^--steps 5 and --epochs 4 are two lengths; give one\.$"):
+        length("", steps=5, epochs=4.0)
 
 
 def test_a_flag_is_named_in_what_is_wrong_with_it(tmp_path):

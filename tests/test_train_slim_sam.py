@@ -458,6 +458,8 @@ def test_both_stages_bring_a_pruned_network_nearer_to_its_teacher(
         teacher=str(tmp_path / "sam.safetensors"), scope=scope, gradient_images=4, data=DataConfig(), loop=loop()
     )
 
+    look = slim_sam.make_task(config, None)  # as for a dry run
+    assert encoder_config(slim_sam.vit(look.network)).embed_dim == 16 and not (tmp_path / "first").exists()
     first = slim_sam.make_task(config, tmp_path / "first")
     assert encoder_config(slim_sam.vit(first.network)).embed_dim == 16
     before = first.validate(first.network)["cosine"]

@@ -46,6 +46,7 @@ COMMANDS = (
     Command("train", "anysam.commands.train", "make a smaller, better or own model", nested=True),
     Command("embed", "anysam.commands.embed", "keep the embeddings of many images, to distil from"),
     Command("eval", "anysam.commands.eval", "measure models the way the papers do", nested=True),
+    Command("compare", "anysam.commands.compare", "which model suits your own photographs: quality, time, licence"),
     Command("convert-masks", "anysam.commands.convert_masks", "masks from one file format into another"),
     Command("models", "anysam.commands.models", "list the models: size, prompts, licence, and which are here"),
     Command("fetch", "anysam.commands.fetch", "download a model's weights now, instead of on first use"),

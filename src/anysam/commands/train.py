@@ -16,6 +16,7 @@ examples:
 
 import argparse
 import json
+import os
 import shlex
 import sys
 from hashlib import sha256
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from anysam.commands.options import printable
+from anysam.errors import OutputError
 from anysam.train.recipes import RECIPES, Recipe, config_class, find_recipe
 from anysam.train.settings import SECTIONS, Setting, flat, read_config, settings_of, write_config
 
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 _TITLES = {"": "the recipe", "data": "data", "loop": "the run"}
 # Settings that name models, whose licences the result may be under.
 _MODELS = ("model", "teacher", "decoder", "init")
+# How many images a dry run looks at, and for how long, in seconds.
+_LOOKED_AT, _LONGEST_LOOK = 20, 10
 # Data may move to another folder while a run goes on; the number of images is compared.
 _PLACES = ("data.data", "data.images", "data.val_data")
 
@@ -60,7 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser, name: str | None = None) -> N
     parser.add_argument("-o", "--out", required=True, metavar="DIR", help="the run's folder, new or to go on with")
     parser.add_argument("--config", metavar="FILE", help="TOML file with settings; flags go before it")
     parser.add_argument("--fresh", action="store_true", help="start over, replacing the run that --out holds")
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and what would be done")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the configuration and what would be done, and write nothing"
+    )
     groups = {section: parser.add_argument_group(_TITLES[section]) for section in ("", *SECTIONS)}
     for setting in settings_of(config_class(recipe)):
         _add_flag(groups[setting.section], setting)
@@ -122,14 +128,17 @@ def _train(recipe: Recipe, config: Any, out: Path, fresh: bool, dry: bool) -> in
     settings = {"recipe": recipe.name} | {name: value for name, value in flat(config).items() if name not in _PLACES}
     facts = {"recipe": recipe.name, "config_sha256": sha256(text.encode()).hexdigest(), "licence": _licence(config)}
     origin = Origin(settings, facts, text)
+    if not dry:
+        _require_place(out)
     going_on = not fresh and require_same_run(out, config.loop, settings)
     first = processes.rank() == 0
     with processes.company(processes.local_device(find_device(config.loop.device or None))):
-        task = import_module(f"anysam.train.{recipe.task}").make_task(config, out)
+        task = import_module(f"anysam.train.{recipe.task}").make_task(config, None if dry else out)
         if first:
             plan = _plan(task, config, out, going_on)
             if dry:
-                print(text + "\n" + "\n".join(f"# {line}" for line in plan))
+                plan += [_memory(task, config), *_first_look(task, config)]
+                print(text + "\n" + "\n".join(f"# {printable(line)}" for line in plan))
             else:
                 print(printable(f"{recipe.name}: {' '.join(plan)}"), file=sys.stderr)
         if dry:
@@ -138,12 +147,21 @@ def _train(recipe: Recipe, config: Any, out: Path, fresh: bool, dry: bool) -> in
     return _tell(outcome, out) if first else 0
 
 
+def _require_place(out: Path) -> None:
+    """Raise OutputError for a folder that cannot be written in, before models are loaded and data are read."""
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise OutputError(f"{out} cannot be written: {there} is a file; choose another folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{out} cannot be written: permission is denied; choose a folder you may write to.")
+
+
 def _plan(task: "Task", config: Any, out: Path, going_on: int) -> list[str]:
     """What a run will do, in sentences."""
     import numpy as np
 
     from anysam.train import processes
-    from anysam.train.loop import total_steps
+    from anysam.train.schedules import total_steps
 
     loop, world = config.loop, processes.world()
     images = len(task.order(np.random.default_rng([loop.seed, 0])))
@@ -159,6 +177,42 @@ def _plan(task: "Task", config: Any, out: Path, going_on: int) -> list[str]:
     if going_on:
         lines.append(f"The run in {out} goes on after step {going_on}; --fresh starts over.")
     return lines
+
+
+def _memory(task: "Task", config: Any) -> str:
+    """The least that a run takes, in a sentence: four bytes for every number that is kept."""
+    loop = config.loop
+    learning = sum(p.numel() for group in task.groups(loop.weight_decay) for p in group.parameters)
+    own = sum(p.numel() for p in task.network.parameters())
+    moments = 1 if loop.optimizer == "sgd" else 2
+    least = 4 * (own + learning * (1 + moments + (loop.ema > 0)))
+    return (
+        f"At least {least / 1e9:.2g} GB of memory in each process: weights, gradients and the optimiser's numbers. A "
+        "teacher, and what layers leave for the gradients, come on top."
+    )
+
+
+def _first_look(task: "Task", config: Any) -> list[str]:
+    """What the first images are like, in sentences: as many as are read in some seconds."""
+    import time
+
+    import numpy as np
+
+    from anysam.errors import ImageError
+
+    order = np.sort(task.order(np.random.default_rng([config.loop.seed, 0])))
+    chosen = np.unique(np.linspace(0, len(order) - 1, min(len(order), _LOOKED_AT)).astype(int))
+    seen, empty, broken, began = 0, 0, list[str](), time.monotonic()
+    for place in chosen:
+        try:
+            empty += task.read(int(order[place]), np.random.default_rng([config.loop.seed, seen])) is None
+        except ImageError as error:
+            broken.append(str(error))
+        seen += 1
+        if time.monotonic() - began > _LONGEST_LOOK:
+            break
+    lines = [f"Of {seen} images that were looked at, {len(broken)} are broken and {empty} have nothing to learn from."]
+    return lines + [f"broken: {line}" for line in broken]
 
 
 def _tell(outcome: "Outcome", out: Path) -> int:

@@ -35,11 +35,18 @@ class Precision:
 
 
 def measure_precision(
-    truth: COCO, results: Sequence[Mapping[str, Any]], images: Sequence[int], *, lvis: bool, max_detections: int
+    truth: COCO,
+    results: Sequence[Mapping[str, Any]],
+    images: Sequence[int],
+    *,
+    lvis: bool,
+    max_detections: int,
+    kind: str = "segm",
 ) -> Precision:
     """Precision of results in COCO's form (image_id, category_id, score, segmentation as RLE) on some images.
 
-    max_detections: of each class in an image, the best. Images without results count: what is there was missed.
+    max_detections: of each class in an image, the best. kind: "segm", or "bbox" for results with `bbox` (x y w h).
+    Images without results count: what is there was missed.
     """
     wanted = set(images)
     counted, unexhausted = (_counted(truth, wanted), _unexhausted(truth, wanted)) if lvis else (None, {})
@@ -49,7 +56,7 @@ def measure_precision(
         if each["image_id"] in wanted and (counted is None or each["category_id"] in counted[each["image_id"]])
     ]
     with redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(truth, truth.loadRes(kept) if kept else _no_results(truth), "segm")
+        evaluation = COCOeval(truth, truth.loadRes(kept) if kept else _no_results(truth), kind)
         params = evaluation.params
         params.imgIds, params.maxDets = sorted(wanted), [max_detections]
         evaluation._prepare()
@@ -84,7 +91,7 @@ def _one_class(
             if one is not None and category in unexhausted.get(image, ()):
                 one["dtIgnore"] = np.logical_or(one["dtIgnore"], one["dtMatches"] == 0)
             compared.append(one)
-    accumulation = COCOeval(iouType="segm")
+    accumulation = COCOeval(iouType=evaluation.params.iouType)
     accumulation.params, accumulation._paramsEval, accumulation.evalImgs = params, params, compared
     accumulation.accumulate()
     precision: np.ndarray = accumulation.eval["precision"][..., 0]  # (T, R, 1, A)

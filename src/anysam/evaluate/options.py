@@ -116,6 +116,57 @@ class ProposalOptions:
         _check_everything(self)
 
 
+@dataclass(frozen=True)
+class LabelOptions:
+    """Each annotated object is shown to a model by its box, and named with one of the data set's own categories.
+    Tokenize Anything (--model tap_vit_b ...) names what it cuts out itself; for the masks of other models CLIP does.
+    --data is a COCO or LVIS JSON, or folders with an annotations.json each.
+    """
+
+    prompt: str = option(
+        "box", "what is shown: the annotated box, from which the model cuts out, or the mask itself", ("box", "mask")
+    )
+    describer: str = option("", "who names a mask, as `anysam describe --describer` (the model itself if it can; clip)")
+    labels: str = option("", "names to choose from, as `anysam describe --labels` (the data set's categories)")
+    template: str = option("", "what is asked of a name, with {} in its place (that of the describer)")
+    text_encoder: str = option("", "folder that turns names into labels of Tokenize Anything, if none are published")
+    average_precision: bool = option(False, "also the box AP of Tokenize Anything's eval_cls.py, from the same answers")
+    masks_per_image: int = option(0, "choose at most N masks of an image, by the seed; 0: all")
+    least_area: int = option(1, "leave out smaller masks, in pixels")
+    seed: int = option(0, "of what is chosen")
+
+    def __post_init__(self) -> None:
+        _at_least("--masks-per-image", self.masks_per_image, 0)
+        _at_least("--least-area", self.least_area, 1)
+        if self.template and self.template.count("{}") != 1:
+            raise OptionError(f"--template must have {{}} once, in the place of the name, got {self.template!r}.")
+        if self.average_precision and (self.prompt == "mask" or self.masks_per_image or self.least_area > 1):
+            raise OptionError(
+                "--average-precision is of all boxes; leave out --prompt mask, --masks-per-image and --least-area."
+            )
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Each annotated region is shown to a model of Tokenize Anything (--model tap_vit_b ...) by its box, and the
+    caption it writes is compared with what people wrote. --data is Visual Genome's region_descriptions.json, or a
+    COCO-style JSON whose annotations have `bbox` and `caption` (or `captions`), such as GRiT's test.json of Visual
+    Genome.
+    """
+
+    beams: int = option(1, "captions by a beam search this wide; 1: the most probable next token, as the authors")
+    max_tokens: int = option(0, "end captions after so many tokens; 0: what the model can write")
+    tokenizer: str = option("", "the captions' tokenizer, a file (the published one)")
+    join: bool = option(False, "annotations with the same box are one region with several references")
+    regions_per_image: int = option(0, "choose at most N regions of an image, by the seed; 0: all")
+    seed: int = option(0, "of what is chosen")
+
+    def __post_init__(self) -> None:
+        _between("--beams", self.beams, 1, 16)
+        _at_least("--max-tokens", self.max_tokens, 0)
+        _at_least("--regions-per-image", self.regions_per_image, 0)
+
+
 def _check_everything(options: EverythingProtocolOptions | ProposalOptions) -> None:
     _at_least("--points-per-side", options.points_per_side, 0)
     for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "confidence"):

@@ -74,6 +74,20 @@ PROTOCOLS = (
         "everything:EVERYTHING",
         "options:EverythingProtocolOptions",
     ),
+    Listed(
+        "labels",
+        "how often the name that an object gets is right: top 1, top 5, mean over classes",
+        "Tokenize Anything, arXiv 2312.09128, scripts/eval_cls.py at 29df88e; the accuracies are ours",
+        "labels:LABELS",
+        "options:LabelOptions",
+    ),
+    Listed(
+        "captions",
+        "CIDEr-D and BLEU-4 of captions of regions",
+        "Tokenize Anything, arXiv 2312.09128, scripts/eval_cap.py at 29df88e; CIDEr, arXiv 1411.5726",
+        "captions:CAPTIONS",
+        "options:CaptionOptions",
+    ),
 )
 
 
@@ -162,7 +176,8 @@ class Protocol:
     dataclass with, say, the detections of a file beside it. check: (options, data), raises an AnySamError before any
     work and before a model is loaded. digest: (options, data) -> facts beside options and data that results depend
     on, such as the hash of a detections file. read: (options, data) -> the images, where they are not those of
-    `anysam.datasets.read_dataset`; the limit is applied to them afterwards.
+    `anysam.datasets.read_dataset`; the limit is applied to them afterwards. prepare_for: (model, options, data), in the
+    place of `prepare` where what measure needs is in the data, too, such as the names of all categories.
     """
 
     name: str
@@ -172,6 +187,7 @@ class Protocol:
     check: Callable[[Any, DataChoice], None] = no_check
     digest: Callable[[Any, DataChoice], dict[str, Any]] = no_facts
     read: Callable[[Any, DataChoice], "ImageDataset"] | None = None
+    prepare_for: Callable[["Model", Any, DataChoice], Any] | None = None
 
 
 def find_listed(name: str) -> Listed:

@@ -151,6 +151,12 @@ def _result(
     return Result(settings, table, rows, len(outcomes), len(outcomes) - len(rows) - len(broken), broken, seconds)
 
 
+def _prepare(plan: Plan, protocol: Protocol, model: Model) -> Any:
+    if protocol.prepare_for is not None:
+        return protocol.prepare_for(model, plan.options, plan.data)
+    return protocol.prepare(model, plan.options)
+
+
 def _measure(protocol: Protocol, subject: Any, index: int, entry: ImageEntry, options: Any) -> Outcome:
     start = time.perf_counter()
     try:
@@ -179,7 +185,7 @@ def _in_this_process(
     if not todo or model is None:
         return
     with _one_thread():
-        subject = protocol.prepare(model, plan.options)
+        subject = _prepare(plan, protocol, model)
         for index in todo:
             entry = _read_entry(dataset, index)
             yield entry if isinstance(entry, Outcome) else _measure(protocol, subject, index, entry, plan.options)
@@ -266,7 +272,7 @@ def _work(connection: Connection, plan: Plan, choice: ModelChoice) -> None:
     try:
         torch.set_num_threads(1)
         protocol = load_protocol(plan.listed)
-        subject = protocol.prepare(choice.load(), plan.options)
+        subject = _prepare(plan, protocol, choice.load())
         while True:
             index, entry = connection.recv()
             connection.send(_measure(protocol, subject, index, entry, plan.options))

@@ -1,4 +1,5 @@
-"""The moving average of a network's weights: often better than the weights of any one step."""
+"""The moving average of a network's weights, often better than the weights of any one step; and the statistics that
+normalisation layers keep."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -49,3 +50,9 @@ class Average:
     def _fill(self, values: dict[str, Tensor]) -> None:
         for name, value in self._watched.items():
             value.copy_(values[name])
+
+
+def learned_statistics(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """What normalisation layers learn without gradients, and copies of it: one bad batch would spoil it for good."""
+    layers = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    return [(buffer, buffer.clone()) for layer in layers if layer.training for buffer in layer.buffers()]

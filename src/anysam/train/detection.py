@@ -99,7 +99,8 @@ class DetectionTask:
 def score_proposals(network: FastSam | ObjectAware, dataset: ImageDataset) -> dict[str, float]:
     """AR@100 over a data set's objects, in its images' own pixels: "mask_ar" where the network makes masks, "box_ar".
 
-    Images are seen as in use, at network.preprocess; those that cannot be read are left out. The network's modes are as
+    Images are seen as in use, at network.preprocess; those that cannot be read are left out; without any object there
+    are no scores. The network's modes are as
     before afterwards.
     """
     modes = {module: module.training for module in network.modules()}
@@ -124,6 +125,8 @@ def score_proposals(network: FastSam | ObjectAware, dataset: ImageDataset) -> di
             masks.add(_mask_ious(found, truth, entry))
     for module, training in modes.items():
         module.training = training
+    if not boxes.objects:
+        return {}
     scores = {"box_ar": boxes.value()}
     return {"mask_ar": masks.value()} | scores if isinstance(network, FastSam) else scores
 

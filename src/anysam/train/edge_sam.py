@@ -47,7 +47,6 @@ from anysam.train.encoder_distillation import (
     started,
     valid_embedding_cells,
 )
-from anysam.train.loop import total_steps
 from anysam.train.promptable import (
     IGNORED,
     add_points,
@@ -60,6 +59,7 @@ from anysam.train.promptable import (
     uniform_point,
     valid_area,
 )
+from anysam.train.schedules import total_steps
 from anysam.train.task import Loss, ParameterGroup, Step, decayed
 
 # The mask tokens that learn: the one of clear prompts for boxes, all four for points.
@@ -175,6 +175,8 @@ class EdgeSamTask:
 
     def prepare(self, step: Step) -> None:
         self.network.train()  # batch norms learn their statistics
+        if self.config.stage == "1":  # the other stage is judged by masks
+            self.teacher.keep(self.judged, self.network.preprocess, step.device)
 
     def groups(self, weight_decay: float) -> list[ParameterGroup]:
         return decayed(self.network, weight_decay)
@@ -183,27 +185,26 @@ class EdgeSamTask:
         """Stage 1: mean squared error of the embeddings, as the loss. Stage 2: promptable.score_prompts."""
         if self.config.stage == "2":
             return score_prompts(network, self.variant, self.judged, self.config.val_masks)
-        return {"mse": self._embedding_error(cast(EdgeSam, network))}
+        errors = self._embedding_errors(cast(EdgeSam, network))
+        return {"mse": float(np.mean(errors))} if errors else {}
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         return dict(network.state_dict())  # with branches and batch norms, as published; loading joins them
 
-    def _embedding_error(self, network: EdgeSam) -> float:
-        """Images without an embedding, or that cannot be read, are left out; NaN without any other."""
+    def _embedding_errors(self, network: EdgeSam) -> list[float]:
+        """Of each image; those without an embedding, or that cannot be read, are left out."""
         device, errors = next(network.parameters()).device, []
         with evaluating(network):
             for i in range(len(self.judged)):
                 try:
                     images = collate([read_example(self.judged[i], network.preprocess, self.teacher)])
+                    pixels = images.pixels.to(device)
+                    wanted = self.teacher.embeddings_to_judge(i, images, pixels)
                 except ImageError:
                     continue
-                pixels = images.pixels.to(device)
-                learned, wanted = (
-                    network.encode_image(pixels)["image_embeddings"],
-                    self.teacher.embeddings(images, pixels),
-                )
+                learned = network.encode_image(pixels)["image_embeddings"]
                 errors.append(embedding_errors(learned, wanted, self._valid(images, wanted)).item())
-        return float(np.mean(errors)) if errors else float("nan")
+        return errors
 
     def _valid(self, images: EmbeddingBatch, embeddings: Tensor) -> Tensor:
         """Whether the cells of the embeddings hold image: (B, h, w) bool."""
@@ -255,7 +256,7 @@ def disagreements(
     return points, torch.where(errors.found, errors.labels, IGNORED)
 
 
-def make_task(config: EdgeSamConfig, out: Path) -> EdgeSamTask:
+def make_task(config: EdgeSamConfig, out: Path | None) -> EdgeSamTask:
     """The task of `anysam train distill edge_sam`; `out` is not used.
 
     Raises OptionError for a teacher of another kind or frame, for stage 2 without a file of stage 1 or with the loop of

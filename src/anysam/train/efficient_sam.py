@@ -106,7 +106,7 @@ class SamiTask:
                 learned, wanted = self._features(student, self.collate([crop]), device)
                 errors.append(embedding_errors(learned, wanted).item())
                 cosines.append(functional.cosine_similarity(learned.float(), wanted, dim=1).mean().item())
-        return {"mse": float(np.mean(errors)), "cosine": float(np.mean(cosines))} if errors else {"mse": float("inf")}
+        return {"mse": float(np.mean(errors)), "cosine": float(np.mean(cosines))} if errors else {}
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         """A whole EfficientSAM: its masks mean nothing before the second stage."""
@@ -198,7 +198,7 @@ class MasksTask:
         return dict(network.state_dict())
 
 
-def make_task(config: EfficientSamConfig, out: Path) -> SamiTask | MasksTask:
+def make_task(config: EfficientSamConfig, out: Path | None) -> SamiTask | MasksTask:
     """The task of `anysam train pretrain efficient_sam`; `out` is not used.
 
     Raises OptionError for options that do not fit, and what loading the models raises.

@@ -28,7 +28,7 @@ from anysam.models import PromptableModel, build
 from anysam.models.sam import Sam
 from anysam.models.sam_decoder import FOREGROUND, PADDING, MaskDecoder, PromptEncoder
 from anysam.preprocess import Preprocess, prepare_image
-from anysam.train.processes import shard, world
+from anysam.train.processes import rank, shard, world
 from anysam.train.promptable import encoding_parts, valid_area, valid_cells
 from anysam.weights_files import read_state_dict
 
@@ -78,6 +78,7 @@ class Teacher:
         self.cache = cache
         self.kept: dict[int, Tensor] = {}  # see `keep`
         self._device: torch.device | None = None
+        self._spread, self._keeps = False, False  # over several processes; validation's embeddings
 
     def knows(self, name: str) -> bool:
         """Whether there are embeddings of this image."""
@@ -97,25 +98,41 @@ class Teacher:
         assert self.network is not None
         if self._device != device:
             self.network.to(device)
-            for name in encoding_parts(self.network):
-                shard(self.network.get_submodule(name))
-            self._device = device
+            spread = [shard(self.network.get_submodule(name)) for name in encoding_parts(self.network)]
+            self._spread, self._device = any(spread), device
         return cast(PromptableModel, self.network)
 
     def keep(self, dataset: ImageDataset, student: Preprocess, device: torch.device) -> None:
-        """Compute the embeddings of a validation set once, on the CPU, in several processes.
+        """Compute the embeddings of a validation set once, for the first process, on the CPU: `kept`, by number.
 
         A network that is spread over processes computes in all of them together, but only the first one validates.
-        To be called by all, for example in Task.prepare; does nothing in one process, with a cache, or again.
+        To be called by all, for example in Task.prepare; does nothing for any other teacher, or again.
         """
-        if self.cache is not None or world() == 1 or self.kept:
+        if self.cache is not None or world() == 1 or self._keeps:
+            return
+        self.on(device)
+        self._keeps = True
+        if not self._spread:
             return
         for index in range(len(dataset)):
             try:
                 batch = collate([read_example(dataset[index], student, self)])
             except ImageError:
                 continue
-            self.kept[index] = self.embeddings(batch, batch.pixels.to(device)).cpu()
+            wanted = self.embeddings(batch, batch.pixels.to(device))
+            if rank() == 0:
+                self.kept[index] = wanted.cpu()
+
+    def embeddings_to_judge(self, index: int, batch: EmbeddingBatch, pixels: Tensor) -> Tensor:
+        """As `embeddings`, of image `index` of the validation set alone: what was kept, if the network is spread.
+
+        Raises ImageError for an image that could not be read when the others were kept.
+        """
+        if not self._spread:
+            return self.embeddings(batch, pixels)
+        if index not in self.kept:
+            raise ImageError(f"Image {index} of the validation set could not be read at first.")
+        return self.kept[index].to(pixels.device)
 
 
 def read_example(entry: ImageEntry, preprocess: Preprocess, teacher: Teacher) -> EmbeddingExample:
@@ -217,7 +234,7 @@ def agreement(network: Sam, teacher: Teacher, dataset: ImageDataset, side: int =
     "miou": IoU of the masks that the network's own decoder makes of both embeddings for the same points, a grid of
     side x side over the image: the measure of MobileSAM's paper (section 4.1), which takes random points and does not
     say which of a point's masks; here it is the one of clear prompts, at low resolution. "cosine": of the embeddings,
-    averaged over all cells. "mse": as embedding_errors. Without any image, "miou" is 0 and alone.
+    averaged over all cells. "mse": as embedding_errors. Without any image there are no scores.
     """
     ious: list[float] = []
     cosines: list[float] = []
@@ -227,18 +244,17 @@ def agreement(network: Sam, teacher: Teacher, dataset: ImageDataset, side: int =
         for index in range(len(dataset)):
             try:
                 batch = collate([read_example(dataset[index], network.preprocess, teacher)])
+                pixels = batch.pixels.to(device)
+                wanted = teacher.embeddings_to_judge(index, batch, pixels)
             except ImageError:
                 continue
-            pixels = batch.pixels.to(device)
-            kept = teacher.kept.get(index)
-            wanted = teacher.embeddings(batch, pixels) if kept is None else kept.to(device)
             learned = network.encode_image(pixels)[KEY]
             errors.append(embedding_errors(learned, wanted).item())
             cosines.append(functional.cosine_similarity(learned.float(), wanted, dim=1).mean().item())
             own = _mask_ious(network, learned, wanted, batch.input_sizes[0], side)
             ious += [float(np.mean(own))] if own else []
     if not errors:
-        return {"miou": 0.0}
+        return {}
     return {
         "miou": float(np.mean(ious)) if ious else 0.0,
         "cosine": float(np.mean(cosines)),

@@ -20,7 +20,7 @@ from anysam.train.yolo_data import Augmentation
 from anysam.train.yolo_losses import AssignmentRules, DetectionWeights
 
 
-def make_task(config: FastSamConfig, out: Path) -> DetectionTask:
+def make_task(config: FastSamConfig, out: Path | None) -> DetectionTask:
     """The task of `anysam train fast_sam`; `out` is not used.
 
     Raises OptionError for an `init` of another model or size, and for a side that is no multiple of 32.

@@ -326,7 +326,7 @@ def _means(values: dict[str, Tensor]) -> dict[str, float]:
     return {name: float(value.mean()) for name, value in values.items() if len(value)}
 
 
-def make_task(config: FinetuneConfig, out: Path) -> FinetuneTask:
+def make_task(config: FinetuneConfig, out: Path | None) -> FinetuneTask:
     """The task of `anysam train finetune`; `out` is not used.
 
     Raises OptionError for a model that takes no prompts, prompts it does not take, or features of another model.

@@ -22,12 +22,12 @@ from anysam.atomic import explain
 from anysam.devices import find_device
 from anysam.errors import ImageError, OptionError, OutputError
 from anysam.train import processes
-from anysam.train.averages import Average
+from anysam.train.averages import Average, learned_statistics
 from anysam.train.configs.loop import LoopConfig
 from anysam.train.optimisers import build_optimizer, check_config, optimizer_fits
 from anysam.train.progress import Report
 from anysam.train.randomness import seed_everything
-from anysam.train.reading import Examples, Portion, portions
+from anysam.train.reading import LEAST_FRUITLESS, MOST_FRUITLESS, Examples, Portion, portions
 from anysam.train.saving import (
     BEST,
     BROKEN,
@@ -44,13 +44,12 @@ from anysam.train.saving import (
     save_state,
     write_lines,
 )
-from anysam.train.schedules import Plateau, is_better, rate_factor
+from anysam.train.schedules import Plateau, is_better, rate_factor, total_steps
 from anysam.train.stopping import interruptions
-from anysam.train.task import Step, Task
-from anysam.weights_files import save_checkpoint
+from anysam.train.task import Loss, Step, Task
+from anysam.weights_files import read_metadata, save_checkpoint
 
 _MOST_FAILED_STEPS = 5  # in a row
-_LEAST_FRUITLESS, _MOST_FRUITLESS = 100, 1000  # examples in a row without anything to learn from
 _LICENCE = "not stated: see the licences of the weights and images it was made from"
 
 
@@ -113,7 +112,9 @@ def begin(run: "Run", resume: bool) -> None:
     out = run.out
     if resume and (out / CHECKPOINT).exists():
         run.restore(load_state(out / CHECKPOINT))
-    elif resume and any((out / name).exists() for name in (BEST, LAST)):
+    elif resume and (
+        (out / LAST).exists() or ((out / BEST).exists() and read_metadata(out / BEST).get("steps") != "0")
+    ):
         raise OptionError(
             f"{out} holds weights, but no {CHECKPOINT} to go on from; choose another folder with --out, or start over "
             "with --fresh, which replaces them."
@@ -163,6 +164,9 @@ class Run:
         config = self.config
         if self.step == self.steps and (self.out / LAST).exists():
             return  # nothing is left to do
+        if config.validate_first and not self.step:
+            self.task.prepare(self._now(0))
+            self._validate()
         reading = portions(self.examples, self._positions(), config.workers)
         while self.step < self.steps:
             rate, norm, stop = self._take_step(reading, bool(interrupted))
@@ -209,7 +213,7 @@ class Run:
         for options, group in zip(self.optimizer.param_groups, self.groups, strict=True):
             options["lr"] = rate * group.rate
         self.task.prepare(self._now(0))
-        before = _statistics(self.task.network)
+        before = learned_statistics(self.task.network)
         counts = torch.tensor([0, 0, 0, float(stop)], dtype=torch.float64)  # total, count, examples, to stop
         sums: dict[str, float] = {}
         for part in range(config.accumulate):
@@ -237,17 +241,30 @@ class Run:
         """Gradients of one part: (3,) its total loss, what it counted, and how many examples it had."""
         self.broken.update(portion.broken)
         if not portion.examples:
+            self._keep_company(portion.batch, part)
             return torch.zeros(3, dtype=torch.float64)
-        step = self._now(part)
-        half = self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
-            loss = self.task.loss(portion.batch, step)
+        loss = self._loss(portion.batch, part)
         if loss.count:
             loss.total.float().backward()
         for name, value in loss.parts.items():
             if math.isfinite(value):
                 sums[name] = sums.get(name, 0.0) + value * loss.count
         return torch.tensor([loss.total.item(), loss.count, portion.examples], dtype=torch.float64)
+
+    def _loss(self, batch: Any, part: int) -> Loss:
+        half = self.config.precision == "bfloat16"
+        step = self._now(part)
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+            return self.task.loss(batch, step)
+
+    @torch.no_grad()
+    def _keep_company(self, batch: Any, part: int) -> None:
+        """The loss of a stand-in, which leaves no trace: see reading.Examples.stand_in."""
+        if batch is not None:
+            before = learned_statistics(self.task.network)
+            self._loss(batch, part)
+            for buffer, value in before:
+                buffer.copy_(value)
 
     def _divide(self, count: float) -> float:
         """Gradients of sums become gradients of means, clipped; their norm before that."""
@@ -277,7 +294,7 @@ class Run:
         """Raise ImageError when image after image has nothing to learn from; the same in all processes."""
         self.learned += examples
         self.fruitless = 0 if examples else self.fruitless + self.step_size
-        if self.fruitless >= min(max(self.examples.length, _LEAST_FRUITLESS), _MOST_FRUITLESS):
+        if self.fruitless >= min(max(self.examples.length, LEAST_FRUITLESS), MOST_FRUITLESS):
             raise self._nothing_learned()
 
     def _require_learned(self) -> None:
@@ -297,12 +314,13 @@ class Run:
             with self._judged() as network, torch.no_grad():
                 scores = {name: float(value) for name, value in self.task.validate(network).items()}
         self.scores = processes.from_first(scores)
+        if self.report:
+            self.report.scores(self.step, self.scores, time.monotonic() - began)
         if not self.scores:
             return
         score = next(iter(self.scores.values()))
-        self.plateau.see(score, self.task.better)
-        if self.report:
-            self.report.scores(self.step, self.scores, time.monotonic() - began)
+        if self.step:
+            self.plateau.see(score, self.task.better)
         if is_better(score, self.best, self.task.better):
             self.best = score
             if processes.rank() == 0:
@@ -380,16 +398,3 @@ class Run:
                 "over with --fresh."
             ) from error
         self.step = state["step"]
-
-
-def total_steps(config: LoopConfig, examples: int) -> int:
-    """The run's length: `steps`, or as many as `epochs` passes over the examples take."""
-    if config.epochs <= 0:
-        return config.steps
-    return max(1, math.ceil(config.epochs * examples / (config.batch_size * config.accumulate * processes.world())))
-
-
-def _statistics(network: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """What normalisation layers learn without gradients, and copies of it: one bad batch would spoil it for good."""
-    layers = (module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
-    return [(buffer, buffer.clone()) for layer in layers if layer.training for buffer in layer.buffers()]

@@ -108,7 +108,7 @@ def prepared(network: Sam, prompt_encoder: PromptEncoder, mask_decoder: MaskDeco
     return network
 
 
-def make_task(config: MobileSamConfig, out: Path) -> MobileSamTask:
+def make_task(config: MobileSamConfig, out: Path | None) -> MobileSamTask:
     """The task of `anysam train distill mobile_sam`; `out` is not used.
 
     Raises OptionError for options that do not fit, and what loading the models raises.

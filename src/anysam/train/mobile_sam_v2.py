@@ -136,13 +136,13 @@ class DecoderTask:
     def validate(self, network: nn.Module) -> dict[str, float]:
         """promptable.score_prompts, judged by "box", the mean IoU of the answers to tight boxes."""
         scores = score_prompts(network, self.variant, self.judged, self.config.val_masks)
-        return {"box": scores["box"]} | scores
+        return {"box": scores["box"]} | scores if scores else {}
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:
         return dict(network.state_dict())
 
 
-def make_task(config: MobileSamV2Config, out: Path) -> DecoderTask | DetectionTask:
+def make_task(config: MobileSamV2Config, out: Path | None) -> DecoderTask | DetectionTask:
     """The task of `anysam train distill mobile_sam_v2`; `out` is not used.
 
     Raises OptionError for options that do not fit each other, an `init` or a teacher of another kind, embeddings of

@@ -131,29 +131,33 @@ def from_first(value: Any) -> Any:
     return values[0]
 
 
-def shard(network: nn.Module) -> nn.Module:
-    """Spread a large frozen network (a teacher) over the GPUs of all processes (FSDP); small ones stay whole.
+def shard(network: nn.Module) -> bool:
+    """Spread a large frozen network (a teacher) over the GPUs of all processes (FSDP); whether that was done.
 
-    Parts are fetched block by block when it is called, as network(...), which all processes must do together: never in
-    Task.validate. On one process, or on CPUs, the network is returned as it is.
+    Small ones stay whole, and so does any on one process or on CPUs. Parts of a spread one are fetched block by block
+    when it is called, which all processes must do together: never in Task.validate.
     """
     parameters = list(network.parameters())
     large = sum(p.numel() for p in parameters) >= _SMALLEST_SHARDED
     if world() == 1 or not large or parameters[0].device.type != "cuda":
-        return network
-    return shard_blocks(network)
+        return False
+    shard_blocks(network)
+    return True
 
 
 def shard_blocks(network: nn.Module) -> nn.Module:
     """The network, changed in place: of each block of its ModuleLists, and of the rest, a process keeps its part.
 
-    (On CPUs too, with gloo; there it saves nothing that a shared memory would not.)
+    It may then be called as network(...) and, where it has that method, as network.encode_image(...); other methods do
+    not fetch what they need. (On CPUs too, with gloo; there it saves nothing that a shared memory would not.)
     """
-    from torch.distributed.fsdp import fully_shard  # torch 2.6
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method  # torch 2.6
 
-    for module in network.modules():
+    for module in reversed(list(network.modules())):  # what is inside before what holds it
         if isinstance(module, nn.ModuleList):
             for block in module:
                 fully_shard(block, reshard_after_forward=True)
     fully_shard(network, reshard_after_forward=True)
+    if hasattr(network, "encode_image"):
+        register_fsdp_forward_method(network, "encode_image")
     return network

@@ -65,7 +65,7 @@ class Report:
         means = {name: total / weights for name, (total, weights) in self.sums.items() if weights}
         self.write(step, {**values, **means, "images_per_second": float(f"{speed:.4g}")})
         left = (now - self.started) / max(1, step - self.first) * (self.steps - step)
-        words = f"loss {means.get('loss', math.nan):.4g}, {speed:.3g} images/s"
+        words = f"loss {means['loss']:.4g}, {speed:.3g} images/s" if "loss" in means else "nothing to learn from"
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], description=words)
         else:
@@ -82,10 +82,15 @@ class Report:
                 self.writer.add_scalar(name, value, step)
 
     def scores(self, step: int, scores: Mapping[str, float], seconds: float) -> None:
-        """A validation's scores; the seconds that it took are none of learning."""
+        """A validation's scores; the seconds that it took are none of learning. What is left of the run is told from
+        steps and validations together, but for the one before the first step."""
         self.since += seconds
-        self.write(step, {f"val_{name}": value for name, value in scores.items()})
-        words = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        if step == self.first:
+            self.started += seconds
+        words = "no image can be read and has masks, so no weights are kept as best"
+        if scores:
+            self.write(step, {f"val_{name}": value for name, value in scores.items()})
+            words = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
         self.say(f"step {step}: validation: {words}")
 
     def say(self, words: str) -> None:

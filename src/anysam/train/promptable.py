@@ -320,9 +320,9 @@ def score_prompts(
 
     "box": from the tight box, one mask. "click": from the centre-most point, of three masks the one with the highest
     predicted IoU. "miou": the mean of both, the score to judge by. masks: how many were asked for, the same ones each
-    time, at most `most` of an image; images that cannot be read are left out. kept: encodings by the images' names,
-    read and filled, for an encoder that does not change. Goes the way of `Model.predict`, in eval mode; the network's
-    modes are as before afterwards.
+    time, at most `most` of an image; images that cannot be read are left out, and without any other there are no
+    scores. kept: encodings by the images' names, read and filled, for an encoder that does not change. Goes the way of
+    `Model.predict`, in eval mode; the network's modes are as before afterwards.
     """
     modes = {module: module.training for module in network.modules()}
     network.eval()
@@ -348,7 +348,7 @@ def score_prompts(
     for module, training in modes.items():
         module.training = training
     if not boxes:
-        return {"miou": 0.0, "box": 0.0, "click": 0.0, "masks": 0.0}
+        return {}
     box, click = float(np.mean(boxes)), float(np.mean(clicks))
     return {"miou": (box + click) / 2, "box": box, "click": click, "masks": float(len(boxes))}
 

@@ -10,15 +10,20 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from anysam.errors import AnySamError, ImageError, OptionError
+from anysam.train.processes import world
 from anysam.train.task import Task
+
+# Examples in a row without anything to learn from, after which a run gives up: so many as there are, within these.
+LEAST_FRUITLESS, MOST_FRUITLESS = 100, 1000
 
 _AHEAD = 4  # portions that each worker has ready
 
 
 @dataclass(frozen=True, eq=False)
 class Portion:
-    """What a process learns from at once. batch: as the task collates it, of `examples` examples; None if there are
-    none. broken: what is wrong with images that could not be read. failure: why nothing can be read at all."""
+    """What a process learns from at once. batch: as the task collates it, of `examples` examples. Where there are none
+    it is None, or, beside other processes, a stand-in: see `Examples.stand_in`. broken: what is wrong with images that
+    could not be read. failure: why nothing can be read at all."""
 
     batch: Any
     examples: int
@@ -48,9 +53,27 @@ class Examples(Dataset[Portion]):
                     continue
                 if example is not None:
                     examples.append(example)
-            return Portion(self.task.collate(examples) if examples else None, len(examples), tuple(broken))
+            batch = self.task.collate(examples) if examples else self.stand_in(positions[-1] + 1)
+            return Portion(batch, len(examples), tuple(broken))
         except AnySamError as error:  # as it is: on its way from a worker torch would wrap it in a traceback
             return Portion(None, 0, (), error)
+
+    def stand_in(self, position: int) -> Any:
+        """Where several processes train: a batch of the first example from a position on that can be learned from.
+
+        A process with nothing to learn from computes its loss, and forgets it, to keep the others company: a teacher
+        that is spread over all computes only in all together. None in one process, or if there is no such example.
+        """
+        if world() == 1:
+            return None
+        for later in range(position, position + min(max(self.length, LEAST_FRUITLESS), MOST_FRUITLESS)):
+            try:
+                example = self.task.read(self.index(later), np.random.default_rng([self.seed, later]))
+            except ImageError:
+                continue
+            if example is not None:
+                return self.task.collate([example])
+        return None
 
     def index(self, position: int) -> int:
         """The task's number of the example at a position."""

@@ -12,7 +12,8 @@ class Recipe:
     """A way to make a model.
 
     name: as typed, "distill mobile_sam". config: class in anysam.train.configs, "module:Class". task: module of
-    anysam.train whose make_task(config, out) gives what the loop trains. paper: what it follows.
+    anysam.train whose make_task(config, out) gives what the loop trains; for a dry run `out` is None and nothing is
+    written. paper: what it follows.
     """
 
     name: str

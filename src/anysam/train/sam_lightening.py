@@ -162,7 +162,7 @@ def _channels_first(features: Tensor) -> Tensor:
     return features.permute(0, 3, 1, 2)  # (B, D, h, w)
 
 
-def make_task(config: SamLighteningConfig, out: Path) -> SamLighteningTask:
+def make_task(config: SamLighteningConfig, out: Path | None) -> SamLighteningTask:
     """The task of `anysam train distill sam_lightening`; `out` is not used.
 
     Raises OptionError for options that do not fit, and what loading the models raises.

@@ -20,7 +20,17 @@ BEST, LAST = "best.safetensors", "last.safetensors"
 
 # What may differ between a run and its continuation: how long and how often, and where it computes. How a step's
 # examples are parted is told by their number.
-_FREE = ("steps", "epochs", "log_every", "save_every", "validate_every", "workers", "device", "tensorboard")
+_FREE = (
+    "steps",
+    "epochs",
+    "log_every",
+    "save_every",
+    "validate_every",
+    "validate_first",
+    "workers",
+    "device",
+    "tensorboard",
+)
 _PARTED = ("batch_size", "accumulate")
 
 

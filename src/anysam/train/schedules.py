@@ -1,35 +1,40 @@
-"""The learning rate as a function of the step, as a factor of the peak rate."""
+"""How long a run is, and the learning rate as a function of the step, as a factor of the peak rate."""
 
 import math
 from dataclasses import dataclass
 from typing import Literal
 
+from anysam.train import processes
 from anysam.train.configs.loop import LoopConfig
 
 
-def rate_factor(config: LoopConfig, step: int, steps: int, plateau: float = 1.0) -> float:
-    """The factor of step `step` (from 0) of `steps`: a linear warm-up times the schedule.
+def total_steps(config: LoopConfig, examples: int) -> int:
+    """The run's length: `steps`, or as many as `epochs` passes over the examples take."""
+    if config.epochs <= 0:
+        return config.steps
+    return max(1, math.ceil(config.epochs * examples / (config.batch_size * config.accumulate * processes.world())))
 
-    The schedule begins with the run, not after the warm-up. Without a warmup_rate the warm-up begins at 1 /
-    warmup_steps: at 0 the first step would be for nothing. plateau: what the plateau schedule has come down to, see
-    `Plateau`; other schedules do not use it.
+
+def rate_factor(config: LoopConfig, step: int, steps: int, plateau: float = 1.0) -> float:
+    """The factor of step `step` (from 0) of `steps`: a linear warm-up to the peak, then the schedule.
+
+    The schedule counts from the run's beginning, not from the warm-up's end: after a long one the rate falls from the
+    peak at once to where the schedule is by then, as timm's do, with which EdgeSAM and others were trained. Without a
+    warmup_rate the warm-up begins at 1 / warmup_steps: at 0 the first step would be for nothing. plateau: what the
+    plateau schedule has come down to, see `Plateau`, in the warm-up too; other schedules do not use it.
     """
-    warmup = 1.0
     if step < config.warmup_steps:
         first = config.warmup_rate or 1 / config.warmup_steps
         warmup = first + (1 - first) * step / config.warmup_steps
+        return warmup * plateau if config.schedule == "plateau" else warmup
     progress = step / max(1, steps)
     if config.schedule == "cosine":
-        factor = config.least_rate + (1 - config.least_rate) * 0.5 * (1 + math.cos(math.pi * progress))
-    elif config.schedule == "linear":
-        factor = config.least_rate + (1 - config.least_rate) * (1 - progress)
-    elif config.schedule == "step":
-        factor = config.drop_factor ** sum(progress >= drop for drop in config.drops)
-    elif config.schedule == "plateau":
-        factor = plateau
-    else:
-        factor = 1.0
-    return warmup * factor
+        return config.least_rate + (1 - config.least_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+    if config.schedule == "linear":
+        return config.least_rate + (1 - config.least_rate) * (1 - progress)
+    if config.schedule == "step":
+        return config.drop_factor ** sum(progress >= drop for drop in config.drops)
+    return plateau if config.schedule == "plateau" else 1.0
 
 
 def is_better(score: float, best: float | None, better: Literal["higher", "lower"]) -> bool:

@@ -13,6 +13,8 @@ from anysam.errors import OptionError
 
 SECTIONS = ("data", "loop")
 
+_STEPS, _EPOCHS = ("loop", "steps"), ("loop", "epochs")
+
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -61,7 +63,8 @@ def read_config(config: Any, path: Path | None, flags: Mapping[str, Any]) -> Any
     """A configuration: the defaults of the class `config`, then what the TOML file at `path` says, then `flags`.
 
     The file has the recipe's own settings on top and the tables [data] and [loop]. flags: values by setting's name;
-    None is one that is not given, other names are ignored. Raises OptionError, with the file and the key, for a file
+    None is one that is not given, other names are ignored. A number of steps replaces one of epochs that is a default,
+    or for a flag the file's. Raises OptionError, with the file and the key, for a file
     that cannot be read and for a key, type or choice that the configuration does not have.
     """
     known = {(each.section, each.name): each for each in settings_of(config)}
@@ -71,15 +74,26 @@ def read_config(config: Any, path: Path | None, flags: Mapping[str, Any]) -> Any
             raise _unknown(path, key, known)
         where = f"{path}: [{key[0]}] {key[1]}" if key[0] else f"{path}: {key[1]}"
         values[key] = checked(where, value, known[key])
-    for key, setting in known.items():
-        if (given := flags.get(setting.name)) is not None:
-            values[key] = checked(setting.flag, given, setting)
+    values = _one_length(values)
+    wanted = {
+        key: checked(setting.flag, given, setting)
+        for key, setting in known.items()
+        if (given := flags.get(setting.name)) is not None
+    }
+    if _STEPS in wanted and wanted.get(_EPOCHS):
+        raise OptionError(f"--steps {wanted[_STEPS]} and --epochs {wanted[_EPOCHS]:g} are two lengths; give one.")
+    values |= _one_length(wanted)
     default = config()
     changes: dict[str, dict[str, Any]] = {section: {} for section in ("", *SECTIONS)}
     for (section, name), value in values.items():
         changes[section][name] = value
     parts = {section: replace(getattr(default, section), **changes[section]) for section in SECTIONS}
     return replace(default, **changes[""], **parts)
+
+
+def _one_length(values: dict[tuple[str, str], Any]) -> dict[tuple[str, str], Any]:
+    """Where a length in steps is given alone, it holds instead of one in epochs that is only a default."""
+    return {_EPOCHS: 0.0} | values if _STEPS in values else values
 
 
 def _unknown(path: Path | None, key: tuple[str, str], known: Mapping[tuple[str, str], Setting]) -> OptionError:
@@ -103,6 +117,8 @@ def _from_file(path: Path) -> dict[tuple[str, str], Any]:
         raise OptionError(f"The configuration {path} is not TOML: {' '.join(str(error).split())}.") from error
     flat: dict[tuple[str, str], Any] = {}
     for name, value in document.items():
+        if name in SECTIONS and not isinstance(value, dict):
+            raise OptionError(f"{path}: {name} must be a table, [{name}], got {_shown(value)}.")
         if isinstance(value, dict):
             flat |= {(name, inner): each for inner, each in value.items()}
         else:

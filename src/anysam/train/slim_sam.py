@@ -37,7 +37,14 @@ from anysam.train.configs.slim_sam import SlimSamConfig
 from anysam.train.data import open_data
 from anysam.train.processes import local_device
 from anysam.train.slim_gradients import Disturbance, gather_gradients
-from anysam.train.slimming import Gradients, Kept, choose_bottleneck, choose_embedding, prune_encoder
+from anysam.train.slimming import (
+    Gradients,
+    Kept,
+    choose_bottleneck,
+    choose_embedding,
+    member_weights,
+    prune_encoder,
+)
 from anysam.train.task import Loss, ParameterGroup, Step, decayed
 
 Seen = dict[str, list[Tensor]]
@@ -246,7 +253,7 @@ def score(network: Sam, teacher: Sam, dataset: ImageDataset) -> dict[str, float]
             cosine = functional.cosine_similarity(encoded.features["image_embeddings"], wanted, dim=1)  # (1, h, w)
             cosines.append(cosine.mean().item())
     scores = {"iou": ious, "cosine": cosines}
-    return {name: float(np.mean(values)) for name, values in scores.items() if values} or {"iou": 0.0}
+    return {name: float(np.mean(values)) for name, values in scores.items() if values}
 
 
 def _point_prompts(entry: ImageEntry) -> tuple[list[Prompt], list[np.ndarray]]:
@@ -262,8 +269,9 @@ def _point_prompts(entry: ImageEntry) -> tuple[list[Prompt], list[np.ndarray]]:
     return prompts, masks
 
 
-def make_task(config: SlimSamConfig, out: Path) -> SlimSamTask:
-    """The pruned network and its teachers. What the gradients were is kept in `out` / gradients.safetensors.
+def make_task(config: SlimSamConfig, out: Path | None) -> SlimSamTask:
+    """The pruned network and its teachers. What the gradients were is kept in `out` / gradients.safetensors; without
+    `out`, for a look, no gradients are computed and channels stay by the size of their weights.
 
     Raises OptionError for options that do not fit, or if the gradients in `out` are of another run, and what loading
     the teacher raises.
@@ -282,7 +290,10 @@ def make_task(config: SlimSamConfig, out: Path) -> SlimSamTask:
         source, sha256 = load_sam(config.init)
         step1 = vit(source)
         _require_alike(teacher, source, config)
-    gradients = _gradients(source, learned, config, out / "gradients.safetensors", sha256)
+    if out is None:
+        gradients: Gradients = {name: torch.ones_like(value) for name, value in member_weights(vit(source)).items()}
+    else:
+        gradients = _gradients(source, learned, config, out / "gradients.safetensors", sha256)
     network = slim(source, choose(vit(source), gradients, config), config.faults == "published")
     for frozen in (teacher, source):
         frozen.requires_grad_(False).eval()

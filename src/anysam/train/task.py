@@ -49,8 +49,9 @@ class ParameterGroup:
 class Task(Protocol):
     """A network, examples, and what is wrong with its answers.
 
-    variant: name in the catalogue of what the saved weights are. network: all that is saved; the parameters that
-    require gradients learn. better: whether a higher or a lower first score of `validate` is better.
+    variant: name in the catalogue of what the saved weights are. network: what learns is in it, and what is saved to go
+    on with; its parameters that require gradients learn. better: whether a higher or a lower first score of `validate`
+    is better.
     An example is anything; it is read in worker processes, so it holds numpy arrays or CPU tensors.
     """
 
@@ -59,7 +60,10 @@ class Task(Protocol):
     better: Literal["higher", "lower"]
 
     def order(self, generator: np.random.Generator) -> np.ndarray:
-        """Indices (K,) int64 of one epoch's examples in their order; usually a permutation of all of them."""
+        """Indices (K,) int64 of one epoch's examples in their order; usually a permutation of all of them.
+
+        K is the same in every epoch.
+        """
         ...
 
     def read(self, index: int, generator: np.random.Generator) -> Any:
@@ -80,7 +84,8 @@ class Task(Protocol):
         ...
 
     def prepare(self, step: Step) -> None:
-        """Called before every optimiser step: switches of mode and of what learns. Most recipes do nothing here."""
+        """Called in all processes before every optimiser step, and before a validation that comes first: switches of
+        mode and of what learns. Most recipes do nothing here."""
         ...
 
     def groups(self, weight_decay: float) -> list[ParameterGroup]:
@@ -88,7 +93,10 @@ class Task(Protocol):
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Scores of a network like `self.network` (its moving average, if there is one); the first one is the judge."""
+        """Scores of a network like `self.network` (its moving average, if there is one); the first one is the judge.
+
+        Empty where none of the images that it is validated on can be scored.
+        """
         ...
 
     def weights(self, network: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,8 @@ from anysam.train.configs.loop import LoopConfig
 def stage1_loop() -> LoopConfig:
     """Published rates are for a batch of 512 and scaled by batch / 512: 0.1 x 64 / 512, floor 5e-6 x 64 / 512.
 
-    The batch of 64 is 8 in each of 8 processes; one process gathers it in 8 parts.
+    The batch of 64 is 8 in each of 8 processes; one process gathers it in 8 parts. The rate rises to its peak in half
+    of the run and falls from there at once to a half, where the cosine is by then.
     """
     return LoopConfig(
         epochs=10.0,

@@ -16,7 +16,8 @@ def yolo_loop() -> LoopConfig:
 
     The published loss is multiplied by a process's 4 images, ours is a mean: 4 times the rate and a quarter of the
     decay make the same steps. Not published, so ours: SGD (it says "auto"), a line, 1000 steps of warm-up (it says 3
-    epochs, which of 2 % of SA-1B are 20000 steps), the limit on gradients, validation. ema: PP-YOLOE's decay.
+    epochs, which of 2 % of SA-1B are 20000 steps), the limit on gradients, validation. ema: PP-YOLOE's decay. Its
+    default "nominal batch" of 64, which would gather two batches into a step, is not followed: a step has 32 images.
     """
     return LoopConfig(
         epochs=100.0,

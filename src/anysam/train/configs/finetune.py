@@ -53,6 +53,7 @@ class FinetuneConfig:
             least_rate=0.01,
             clip=1.0,
             validate_every=50,
+            validate_first=True,
             save_every=50,
         )
     )

@@ -9,8 +9,8 @@ from anysam.train.configs import option
 class LoopConfig:
     """A run: optimiser, schedule, intervals. A step has batch_size x accumulate x processes examples."""
 
-    steps: int = option(1000, "optimiser steps; with --epochs, ignored")
-    epochs: float = option(0.0, "passes over the data, instead of --steps")
+    steps: int = option(1000, "optimiser steps, instead of --epochs")
+    epochs: float = option(0.0, "passes over the data, instead of --steps; 0: so many steps")
     batch_size: int = option(8, "examples at once in each process")
     accumulate: int = option(1, "batches whose gradients are gathered into one step")
     optimizer: str = option("adamw", "optimiser", ("adamw", "adam", "sgd"))
@@ -22,7 +22,7 @@ class LoopConfig:
         "cosine", "how the rate falls after the warm-up", ("constant", "cosine", "linear", "step", "plateau")
     )
     warmup_steps: int = option(0, "steps over which the rate rises linearly")
-    warmup_rate: float = option(0.0, "rate at the first step, as a part of the peak")
+    warmup_rate: float = option(0.0, "rate at the first step, as a part of the peak; 0: 1 / warmup_steps")
     least_rate: float = option(0.0, "rate at the end of a cosine or line, as a part of the peak")
     drops: tuple[float, ...] = option((), "for the step schedule: where the rate drops, as parts of the run")
     drop_factor: float = option(0.1, "what a drop, or a plateau, multiplies the rate by")
@@ -38,4 +38,7 @@ class LoopConfig:
     log_every: int = option(10, "steps between lines of the log")
     save_every: int = option(200, "steps between checkpoints")
     validate_every: int = option(200, "steps between validations; 0: only at the end")
+    validate_first: bool = option(
+        False, "also validate before the first step: what is kept as best is then never worse than the start"
+    )
     tensorboard: bool = option(True, "also write TensorBoard's files, if it is installed")
