@@ -49,7 +49,9 @@ def test_an_unknown_protocol_is_one_line(capsys):
     assert (status, text) == (2, "") and words.count("\n") == 1 and "clicks" in words
 
 
-@pytest.mark.parametrize("name", ["clicks", "boxes", "instances", "proposals", "everything"])
+@pytest.mark.parametrize(
+    "name", ["clicks", "boxes", "instances", "proposals", "everything", "edges", "labels", "captions"]
+)
 def test_help_names_the_source_and_every_option(name, capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["eval", name, "--help"])

@@ -13,23 +13,26 @@ def read_coco_folder(folder: Path, split: str) -> list[ImageEntry]:
     Crowd annotations are left out; images without masks too. Masks must be compressed RLE.
     """
     document = json.loads((folder / "annotations.json").read_text())
-    masks: dict[int, list[tuple[bytes, int]]] = {}
+    masks: dict[int, list[tuple[bytes, int, int | None]]] = {}
     for annotation in document["annotations"]:
         if not annotation.get("iscrowd"):
             counts = annotation["segmentation"]["counts"].encode("ascii")
-            masks.setdefault(annotation["image_id"], []).append((counts, int(annotation["area"])))
+            own = (counts, int(annotation["area"]), annotation.get("annotator"))
+            masks.setdefault(annotation["image_id"], []).append(own)
     entries = []
     for image in document["images"]:
-        own = masks.get(image["id"], [])
-        if image["split"] == split and own:
+        found = masks.get(image["id"], [])
+        if image["split"] == split and found:
+            annotators = [annotator for _, _, annotator in found if annotator is not None]
             entries.append(
                 ImageEntry(
                     path=folder / "images" / image["file_name"],
                     dataset=folder.name,
                     name=image["file_name"],
                     size=(image["height"], image["width"]),
-                    masks=tuple(counts for counts, _ in own),
-                    areas=tuple(area for _, area in own),
+                    masks=tuple(counts for counts, _, _ in found),
+                    areas=tuple(area for _, area, _ in found),
+                    annotators=tuple(annotators) if len(annotators) == len(found) else (),
                 )
             )
     return entries

@@ -11,8 +11,8 @@ import torch
 
 from anysam import __version__
 from anysam.atomic import write_atomic
+from anysam.evaluate import plots
 from anysam.evaluate.comparison import Score
-from anysam.evaluate.plots import require_matplotlib
 from anysam.evaluate.recommendation import PERMISSIVE
 from anysam.licences import licence_id
 
@@ -88,7 +88,7 @@ def write_comparison(
 def draw_comparison(scores: Sequence[Score], path: Path) -> None:
     """Quality against seconds for a photograph and a prompt; a mark's area grows with the weights, its shape and colour
     tell permissive licences from others. Raises MissingExtraError, OutputError."""
-    require_matplotlib()
+    plots.require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

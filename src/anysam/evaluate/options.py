@@ -117,6 +117,29 @@ class ProposalOptions:
 
 
 @dataclass(frozen=True)
+class EdgeOptions:
+    """The outlines of everything mode's masks as a map of edges, matched with boundaries that people drew. --data is
+    BSDS500's folder with images/ and groundTruth/ (its part test unless --split names another), or folders with an
+    annotations.json whose masks tell the annotator.
+    """
+
+    points_per_side: int = option(16, "points of the grid along each side")
+    box_nms_thresh: float = option(0.7, "of masks whose boxes overlap more keep the better")
+    thresholds: int = option(99, "at how many strengths of an edge is counted, evenly spread")
+    max_distance: float = option(0.0075, "how far a match may be, as a part of the image's diagonal")
+    confidence: float = option(-1.0, "least score of found objects, for FastSAM; -1: as published")
+
+    def __post_init__(self) -> None:
+        # All candidates of a grid are held at once, at low resolution: 64 x 64 points with SAM are 2.4 GB.
+        _between("--points-per-side", self.points_per_side, 1, 64)
+        _between("--box-nms-thresh", self.box_nms_thresh, 0, 1)
+        _between("--thresholds", self.thresholds, 1, 999)
+        _between("--max-distance", self.max_distance, 0, 0.1)
+        if self.confidence != -1:
+            _between("--confidence", self.confidence, 0, 1)
+
+
+@dataclass(frozen=True)
 class LabelOptions:
     """Each annotated object is shown to a model by its box, and named with one of the data set's own categories.
     Tokenize Anything (--model tap_vit_b ...) names what it cuts out itself; for the masks of other models CLIP does.

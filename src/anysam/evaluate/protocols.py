@@ -75,6 +75,13 @@ PROTOCOLS = (
         "options:EverythingProtocolOptions",
     ),
     Listed(
+        "edges",
+        "ODS, OIS, AP and R50 of the edges that everything mode's masks have",
+        "SAM, arXiv 2304.02643, section 7.2 and appendix D.2; BIDS/BSDS500, bench, at a04b7c6",
+        "edges:EDGES",
+        "options:EdgeOptions",
+    ),
+    Listed(
         "labels",
         "how often the name that an object gets is right: top 1, top 5, mean over classes",
         "Tokenize Anything, arXiv 2312.09128, scripts/eval_cls.py at 29df88e; the accuracies are ours",

@@ -125,6 +125,8 @@ def make_task(config: AnySamLiteConfig, out: Path) -> AnySamLiteTask:
         raise OptionError(f"long_side must be a multiple of 32 above 0, got {config.long_side}.")
     for crop in config.crops:
         crop_size(crop)
+    if config.learn == "iou_head" and not config.init:
+        raise OptionError("The head that predicts IoUs learns alone after everything else has; give a file to --init.")
     torch.manual_seed(config.loop.seed)
     network = AnySamLite(LiteConfig(frame=config.long_side, backbone=config.backbone))
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -133,10 +135,6 @@ def make_task(config: AnySamLiteConfig, out: Path) -> AnySamLiteTask:
     else:
         network.backbone.load_state_dict(read_imagenet_backbone(config.backbone))
     if config.learn == "iou_head":
-        if not config.init:
-            raise OptionError(
-                "The head that predicts IoUs learns alone after everything else has; give a file to --init."
-            )
         network.requires_grad_(False).decoder.iou_prediction_head.requires_grad_(True)
     learned, judged = open_sets(config)
     return AnySamLiteTask(network, config, learned, judged)
