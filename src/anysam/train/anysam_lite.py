@@ -119,7 +119,7 @@ class AnySamLiteTask:
         return dict(network.state_dict())
 
 
-def make_task(config: AnySamLiteConfig, out: Path) -> AnySamLiteTask:
+def make_task(config: AnySamLiteConfig, out: Path | None) -> AnySamLiteTask:
     """The network as the configuration starts it, and its data. Raises OptionError for sizes that do not fit."""
     if config.long_side <= 0 or config.long_side % 32:
         raise OptionError(f"long_side must be a multiple of 32 above 0, got {config.long_side}.")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from anysam.datasets import ImageDataset
+from anysam.errors import ImageError
 from anysam.models.anysam_lite import AnySamLite
 from anysam.train.augment import Sample, whole_sample
 from anysam.train.configs.anysam_lite import AnySamLiteConfig
@@ -96,7 +97,10 @@ def validate(
     for own in sets:
         sums: dict[str, list[float]] = {name: [] for name in scores}
         for index in range(0, len(own), max(1, len(own) // images))[:images]:
-            sample = whole_sample(own[index], long_side, 32, masks, np.random.default_rng(0))
+            try:
+                sample = whole_sample(own[index], long_side, 32, masks, np.random.default_rng(0))
+            except ImageError:  # the loop counts and lists broken images; here they are left out
+                continue
             if len(sample.masks):
                 for name, values in quick_scores(network, sample, device).items():
                     sums[name] += values
