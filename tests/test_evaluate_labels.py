@@ -128,6 +128,10 @@ def test_an_object_without_words_is_wrong(tmp_path):
     assert lines["farm"]["top_1"] == 0.0 == lines["farm"]["top_5"]
 
 
+def test_no_rows_make_an_empty_table():
+    assert LABELS.summarise([], OPTIONS, DataChoice("nowhere")).lines == ()
+
+
 def test_the_mean_over_classes_is_that_of_each_data_set(tmp_path):
     first, second = (write_set(tmp_path / "all" / name, NAMES) for name in ("one", "two"))
     rows = measured(first, [["cat"], ["dog"], ["cow"]] * 2) + measured(second, [["cat"], ["cat"], ["cat"]] * 2)

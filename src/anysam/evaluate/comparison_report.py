@@ -1,121 +1,146 @@
-"""A comparison of models as a table, a JSON document, and a plot of quality against time."""
+"""A comparison of models as a table, a JSON document and files."""
 
 import json
-import os
-import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from anysam import __version__
 from anysam.atomic import write_atomic
-from anysam.evaluate import plots
-from anysam.evaluate.comparison import Score
-from anysam.evaluate.recommendation import PERMISSIVE
-from anysam.licences import licence_id
+from anysam.evaluate.comparison import Compared, Comparison, Score, machine_facts
+from anysam.evaluate.recommendation import Terms, commercial_use, recommend
 
-_COLUMNS = ("model", "box", "click", "mIoU", "s/photo", "ms/prompt", "memory MB", "weights MB", "licence")
+_COLUMNS = (
+    *("model", "box", "click", "mIoU", "s/photo", "ms/prompt", "memory MB", "weights MB", "parameters", "licence"),
+    "commercial use",
+)
+_WORDS = (0, 9, 10)  # columns of words, not of numbers
 _LONGEST = 24  # letters of a licence in the table
-_OPEN, _BOUND, _INK, _GRID = "#0072B2", "#D55E00", "#333333", "#E2E2E2"
+_BUSY = 0.5  # of the cores: what others do then shows in seconds
 
 
-def to_markdown(scores: Sequence[Score], reference: str, masks: bool, advice: str) -> str:
-    """The table, what it is about, and the advice."""
-    lines = ["| " + " | ".join(_COLUMNS) + " |", "| --- |" + " ---: |" * (len(_COLUMNS) - 2) + " --- |"]
-    for each in scores:
-        lines.append("| " + " | ".join(_cells(each)) + " |")
-    objects = max((each.objects for each in scores), default=0)
-    what = "your masks" if masks else f"what {reference} answers"
-    note = f"Mean IoU with {what}, {objects} objects; seconds and memory of a process of its own, medians and peak."
-    return "\n".join([*lines, "", note, "", advice]) + "\n"
+@dataclass(frozen=True)
+class Report:
+    """A comparison with all that is said of it. load: processes that wanted a core before it began, or None."""
+
+    asked: Comparison
+    compared: Compared
+    terms: Terms
+    load: float | None = None
+
+    @property
+    def reference(self) -> Score:
+        return self.compared.scores[self.asked.reference]
+
+    @property
+    def advice(self) -> str:
+        """One line."""
+        candidates = [each for score in self.compared.scores if (each := score.candidate()) is not None]
+        if self.reference.facts is None:
+            return f"There is no advice, since the reference {self.reference.name} could not be used."
+        return recommend(candidates, self.reference.name, self.terms)
 
 
-def _cells(each: Score) -> list[str]:
-    if each.facts is None or each.problem is not None:
-        return [each.name, *"-" * (len(_COLUMNS) - 2), "could not be used"]
+def to_markdown(report: Report) -> str:
+    """The table, aligned, what it is about, and the advice."""
+    rows = [_COLUMNS, *map(_cells, report.compared.scores)]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(_COLUMNS))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.ljust(w) if i in _WORDS else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        return f"| {' | '.join(cells)} |"
+
+    rule = ["-" * w if i in _WORDS else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    lines = [line(rows[0]), f"| {' | '.join(rule)} |", *map(line, rows[1:])]
+    return "\n".join([*lines, "", *_notes(report), "", report.advice]) + "\n"
+
+
+def _cells(each: Score) -> tuple[str, ...]:
+    if each.facts is None:
+        return (each.name, *["–"] * (len(_COLUMNS) - 3), "could not be used", "–")
     facts = each.facts
     memory = facts.memory if facts.device_memory is None else facts.device_memory
-    return [
+    return (
         each.name,
         f"{each.box:.3f}",
         f"{each.click:.3f}",
-        f"{each.quality:.3f}",
-        f"{each.encode_seconds:.2f}",
-        f"{1000 * each.prompt_seconds:.0f}",
-        "-" if memory is None else f"{memory / 1e6:.0f}",
+        f"{each.quality:.3f}" if not each.error else f"{each.quality:.3f} ± {each.error:.3f}",
+        f"{each.encode_seconds:.3g}",
+        f"{1000 * each.prompt_seconds:.3g}",
+        "–" if memory is None else f"{memory / 1e6:.0f}",
         f"{facts.bytes / 1e6:.1f}",
+        f"{facts.parameters / 1e6:.1f} M",
         facts.licence if len(facts.licence) <= _LONGEST else f"{facts.licence[:_LONGEST]}...",
+        commercial_use(facts.licence),
+    )
+
+
+def _notes(report: Report) -> list[str]:
+    asked, compared = report.asked, report.compared
+    what = f"what {report.reference.name} answers" if asked.masks is None else f"the masks of {asked.masks}"
+    devices = sorted({each.facts.device for each in compared.scores if each.facts is not None})
+    threads = f" with {asked.threads} thread{'s' if asked.threads > 1 else ''}" if devices == ["cpu"] else ""
+    lines = [
+        f"Mean IoU with {what}: {_count(compared.objects, 'object')} in {_count(compared.photos, 'photograph')}, "
+        "asked for by a box and by a click; ± 1.96 standard errors.",
+        f"Seconds are medians, memory is the most beyond the program's own; each model alone on {', '.join(devices)}"
+        f"{threads}.",
     ]
+    if compared.left_out:
+        without = "no object in them" if asked.masks is None else "no masks"
+        lines.append(f"{_count(compared.left_out, 'photograph')} with {without} left out.")
+    if compared.broken:
+        lines.append(f"{_count(len(compared.broken), 'photograph')} broken.")
+    cores = machine_facts(asked.threads)["cores"] or 1
+    if report.load is not None and report.load > _BUSY * cores:
+        used = [f"{each.name} {each.cpu_seconds:.3g}" for each in compared.scores if each.cpu_seconds is not None]
+        instead = f"; CPU seconds of a photograph, which count for more: {', '.join(used)}" if used else ""
+        lines.append(
+            f"The machine was busy (load {report.load:.1f} on {_count(cores, 'core')}): seconds are too high{instead}."
+        )
+    return lines
 
 
-def to_document(
-    scores: Sequence[Score], reference: str, advice: str, broken: Sequence[tuple[str, str]] = ()
-) -> dict[str, Any]:
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def to_document(report: Report) -> dict[str, Any]:
     """JSON form, with the machine that the seconds are of."""
-    machine = {
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "anysam": __version__,
-    }
+    asked, compared = report.asked, report.compared
     return {
-        "models": [each.to_dict() for each in scores],
-        "reference": reference,
-        "advice": advice,
-        "broken": [{"image": name, "reason": reason} for name, reason in broken],
-        "machine": machine,
+        "models": [each.to_dict() for each in compared.scores],
+        "reference": report.reference.name,
+        "compared_with": "reference" if asked.masks is None else str(asked.masks),
+        "advice": report.advice,
+        "within": report.terms.within,
+        "licences": None if report.terms.licences is None else sorted(report.terms.licences),
+        "photographs": compared.photos,
+        "objects": compared.objects,
+        "left_out": compared.left_out,
+        "broken": [{"image": name, "reason": reason} for name, reason in compared.broken],
+        "settings": {"objects": asked.objects, "limit": asked.limit, "seed": asked.seed},
+        "machine": {**machine_facts(asked.threads), "load": report.load},
     }
 
 
-def write_comparison(
-    scores: Sequence[Score], table: str, document: dict[str, Any], out: Path, plot: bool
-) -> list[Path]:
-    """Write comparison.md, .json and, where a model has numbers, .png; returns their paths. Raises OutputError."""
-    out.mkdir(parents=True, exist_ok=True)
+def write_report(report: Report, out: Path, plot: bool) -> list[Path]:
+    """Write comparison.md, .json and, where wanted and a model has numbers, .png; the paths. `out` must exist.
+
+    Raises OutputError, and MissingExtraError for a plot without matplotlib.
+    """
+    text, document = to_markdown(report), json.dumps(to_document(report), indent=1) + "\n"
     paths = [out / f"comparison.{suffix}" for suffix in ("md", "json", "png")]
-    write_atomic(paths[0], lambda file: file.write(table.encode()))
-    write_atomic(paths[1], lambda file: file.write(json.dumps(document, indent=1).encode()))
-    drawn = [each for each in scores if each.problem is None]
+    write_atomic(paths[0], lambda file: file.write(text.encode()))
+    write_atomic(paths[1], lambda file: file.write(document.encode()))
+    drawn = [each for each in report.compared.scores if each.facts is not None]
     if not plot or not drawn:
         return paths[:2]
-    draw_comparison(drawn, paths[2])
+    from anysam.evaluate.comparison_plot import draw_comparison  # matplotlib, on use
+
+    y_label = "agreement with the reference, mean IoU" if report.asked.masks is None else "mean IoU with your masks"
+    reference = report.reference.name if report.reference.facts is not None else None
+    draw_comparison(drawn, reference, report.terms.within, y_label, paths[2])
     return paths
-
-
-def draw_comparison(scores: Sequence[Score], path: Path) -> None:
-    """Quality against seconds for a photograph and a prompt; a mark's area grows with the weights, its shape and colour
-    tell permissive licences from others. Raises MissingExtraError, OutputError."""
-    plots.require_matplotlib()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(6.4, 4.2), dpi=150, layout="constrained")
-    axes = canvas.add_subplot()
-    kinds = {True: ("permissive licence", "o", _OPEN), False: ("other terms", "s", _BOUND)}
-    seen = set()
-    for each in scores:
-        assert each.facts is not None
-        free = licence_id(each.facts.licence) in PERMISSIVE
-        label, marker, colour = kinds[free]
-        seconds, area = each.encode_seconds + each.prompt_seconds, 30 + 6 * (each.facts.bytes / 1e6) ** 0.5
-        axes.scatter([seconds], [each.quality], area, color=colour, marker=marker, label="" if label in seen else label)
-        seen.add(label)
-        name = f"{Path(each.name).name} ({each.facts.bytes / 1e6:.0f} MB)"
-        axes.annotate(name, (seconds, each.quality), (7, 5), textcoords="offset points", fontsize=8, color=_INK)
-    times = [each.encode_seconds + each.prompt_seconds for each in scores]
-    if max(times) > 5 * min(times):
-        axes.set_xscale("log")
-    axes.margins(x=0.3, y=0.2)
-    axes.set_title("Quality against time", fontsize=12, color=_INK, loc="left", pad=10)
-    axes.set_xlabel("seconds for a photograph and one prompt", fontsize=10, color=_INK)
-    axes.set_ylabel("mean IoU of boxes and clicks", fontsize=10, color=_INK)
-    axes.grid(color=_GRID, linewidth=0.8)
-    axes.set_axisbelow(True)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.tick_params(colors=_INK, labelsize=9, length=0)
-    canvas.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=_INK)
-    write_atomic(path, lambda file: FigureCanvasAgg(canvas).print_png(file))

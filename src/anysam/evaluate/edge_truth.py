@@ -22,9 +22,8 @@ def drawn_boundaries(entry: ImageEntry) -> list[np.ndarray]:
     """The boundaries that each annotator of an image drew: (H, W) bool each; one person's if nobody is named.
 
     A pixel is at a boundary if it, the pixel to its right, the one below and the one between these are not all in the
-    same regions; the set of them is then thinned. This is how BSDS500's Boundaries come from its Segmentation: with
-    seg2bdry.m ("imageSize") and bwmorph "thin", the same in every pixel for the 65 annotations of twelve images that
-    were compared. Regions may overlap. Where a collection leaves out small regions, the hole keeps their boundary, but
+    same regions; the set of them is then thinned, after BSDS500's seg2bdry.m ("imageSize") and bwmorph "thin". Regions
+    may overlap. Where a collection leaves out small regions, the hole keeps their boundary, but
     two such regions side by side have none between them.
     """
     people = entry.annotators or (0,) * len(entry.masks)

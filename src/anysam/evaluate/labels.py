@@ -116,7 +116,6 @@ class Guess:
 
 def summarise_labels(rows: Sequence[Row], options: LabelOptions, data: DataChoice) -> Table:
     """Accuracies by data set, their mean, by size, and by frequency where a file says it."""
-    sets = {each.dataset: each for each in read_categories(data)}
     namers = sorted({row.values["namer"] for row in rows})
     if len(namers) > 1:
         raise OptionError(
@@ -125,7 +124,9 @@ def summarise_labels(rows: Sequence[Row], options: LabelOptions, data: DataChoic
     guesses = [guess for row in rows for guess in row_guesses(row)]
     if not guesses:
         return Table(("images", "masks", "top_1"), (), "top_1", notes=("There was nothing to measure.",))
-    few = {} if options.labels else {name for name, each in sets.items() if len(each.names) <= TOP}
+    sets = {each.dataset: each for each in read_categories(data)}
+    measured = {row.dataset for row in rows}
+    few = {name for name in measured if len(sets[name].names) <= TOP and not options.labels}
     lines, notes = average_lines([_accuracies(row, row.dataset in few) for row in rows], ("top_1", "top_5"))
     scored = {label: {**values, **_class_scores(_of_line(guesses, label))} for label, values in lines}
     means = [value for name in sets if (value := scored.get(name, {}).get("class_mean")) is not None]
@@ -231,10 +232,9 @@ def _figures(guesses: Sequence[Guess], scored: Mapping[str, Mapping[str, float |
     counts = tuple(float(count) for count in range(1, TOP + 1))
     shares = tuple(_share(guesses, int(count)) for count in counts)
     ranks = Figure("ranks", "Right name among the first", "lines", "names", "share of objects", counts, shares)
-    classes = _by_class(guesses)
-    frequent = [name for name, _ in Counter({name: len(own) for name, own in classes.items()}).most_common(_BARS)]
-    titles = tuple(label.replace("_", " ").replace(" ", "\n") for _, label in frequent)
-    accuracies = tuple(_share(classes[name]) for name in frequent)
+    frequent = [label for label, _ in Counter(guess.label for guess in guesses).most_common(_BARS)]
+    titles = tuple(label.replace("_", " ").replace(" ", "\n") for label in frequent)
+    accuracies = tuple(_share([guess for guess in guesses if guess.label == label]) for label in frequent)
     bars = Figure("classes", "Right names of the most frequent categories", "bars", "", "top 1", titles, accuracies)
     sizes = [(size, float(value)) for size in SIZES if (value := scored.get(size, {}).get("top_1")) is not None]
     x, y = zip(*sizes, strict=True)
