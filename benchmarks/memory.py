@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import platform
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,14 +26,14 @@ from anysam.automatic.grid_mode import grid_records
 from anysam.automatic.options import EverythingOptions
 from anysam.automatic.presets import preset
 from anysam.errors import OptionError
-from anysam.memory import parse_size
+from anysam.memory import parse_size, resident_bytes
 
 
 def resident_megabytes(name: str) -> float:
     """What this process holds now, VmRSS, or held at most since `forget_peak`, VmHWM (Linux)."""
-    match = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
-    assert match is not None
-    return int(match[1]) * 1024 / 1e6
+    found = resident_bytes(name)
+    assert found is not None
+    return found / 1e6
 
 
 def forget_peak() -> None:

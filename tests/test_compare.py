@@ -28,7 +28,6 @@ from anysam.evaluate.comparison_process import (
     in_own_process,
     make_contender,
     most_parameters,
-    resident_bytes,
     work_here,
 )
 from anysam.evaluate.comparison_report import Report, to_document, to_markdown
@@ -36,6 +35,7 @@ from anysam.evaluate.recommendation import Candidate, Terms, choose, commercial_
 from anysam.evaluate.runs import ModelChoice
 from anysam.fetch import locate
 from anysam.masks import encode_rle
+from anysam.memory import resident_bytes
 from test_datasets import write_folder
 
 FACTS = Facts("anysam_lite", 10, 5_000_000, "Apache-2.0", "ab", "cpu", "float32", 100_000_000, None)

@@ -27,7 +27,7 @@ from anysam.train.encoder_distillation import (
     valid_embedding_cells,
 )
 from anysam.weights_files import save_checkpoint
-from test_train_promptable import photographs, with_small_decoder
+from test_train_promptable import photographs, small_sam
 from tiny_models import TINY, filled, tiny_model
 
 
@@ -38,11 +38,7 @@ def entries(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sam():
-    return tiny_sam()
-
-
-def tiny_sam(seed=0):
-    return filled(with_small_decoder(TINY["sam"][1]()), seed).eval().requires_grad_(False)
+    return small_sam()
 
 
 def teacher_of(network):
@@ -111,7 +107,7 @@ def test_evaluating_leaves_every_module_in_its_mode():
 
 
 def test_a_teacher_runs_frozen_and_stores_what_it_would_say(entries, tmp_path):
-    network = tiny_sam().train().requires_grad_(True)
+    network = small_sam().train().requires_grad_(True)
     model = Model("sam_vit_b", network, torch.device("cpu"), torch.float32, "0" * 64)
     live = teacher_of(network)
     assert not network.training and not any(parameter.requires_grad for parameter in network.parameters())
@@ -153,7 +149,7 @@ def test_agreement_is_full_with_oneself_and_less_with_another(entries, sam):
     same = agreement(sam, teacher_of(sam), entries)
     assert same == {"miou": 1.0, "cosine": pytest.approx(1, abs=1e-5), "mse": 0.0}
     assert next(iter(same)) == "miou"
-    other = agreement(tiny_sam(7), teacher_of(sam), entries)
+    other = agreement(small_sam(7), teacher_of(sam), entries)
     assert other["miou"] < 0.95 and other["cosine"] < 0.9 and other["mse"] > 0.1
 
 

@@ -14,12 +14,11 @@ import test_train_slim_sam
 from anysam.train.configs.loop import LoopConfig
 from anysam.train.loop import train
 from anysam.train.task import Step
-from test_train_promptable import photographs, with_small_decoder
-from tiny_models import TINY, filled
+from test_train_promptable import photographs, small_sam
 
 
 def sam():
-    return filled(with_small_decoder(TINY["sam"][1]())).eval().requires_grad_(False)
+    return small_sam()
 
 
 # Fine-tuning has such a test among its own.

@@ -38,8 +38,8 @@ from anysam.train.sami import (
 )
 from anysam.train.task import Step
 from anysam.weights_files import read_metadata, read_state_dict
-from test_train_promptable import Entries, entry_of, photographs, with_small_decoder
-from tiny_models import TINY, filled, frame
+from test_train_promptable import Entries, entry_of, photographs, small_sam
+from tiny_models import TINY, frame
 
 STEP = Step(0, 0.0, 0, torch.device("cpu"), torch.Generator())
 LOOP = LoopConfig(
@@ -63,7 +63,7 @@ def entries(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sam():
-    return filled(with_small_decoder(TINY["sam"][1]())).eval().requires_grad_(False)
+    return small_sam()
 
 
 def tiny_student(seed=0):

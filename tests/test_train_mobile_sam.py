@@ -21,7 +21,7 @@ from anysam.train.loop import train
 from anysam.train.mobile_sam import MobileSamTask, make_task, prepared
 from anysam.train.task import Step
 from anysam.weights_files import read_metadata, read_state_dict, save_checkpoint
-from test_train_promptable import photographs, with_small_decoder
+from test_train_promptable import photographs, small_sam, with_small_decoder
 from tiny_models import TINY, filled
 
 STEP = Step(0, 0.0, 0, torch.device("cpu"), torch.Generator())
@@ -45,7 +45,7 @@ def entries(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sam():
-    return filled(with_small_decoder(TINY["sam"][1]())).eval().requires_grad_(False)
+    return small_sam()
 
 
 def tiny_student(seed=0):

@@ -35,7 +35,7 @@ from anysam.train.promptable import (
     valid_area,
     valid_cells,
 )
-from tiny_models import TINY, tiny_model
+from tiny_models import TINY, filled, tiny_model
 
 INPUTS = Path(__file__).parent / "parity" / "inputs"
 
@@ -50,6 +50,11 @@ def with_small_decoder(network):
     """A tiny network with a mask decoder of fewer hidden units, quicker to learn."""
     network.mask_decoder = MaskDecoder(64, num_heads=4, mlp_dim=64)
     return network
+
+
+def small_sam(seed=0):
+    """A tiny SAM with that decoder, as a frozen teacher."""
+    return filled(with_small_decoder(TINY["sam"][1]()), seed).eval().requires_grad_(False)
 
 
 def entry_of(path, masks, **more):

@@ -28,8 +28,8 @@ from anysam.train.sam_lightening import (
 )
 from anysam.train.task import Step
 from anysam.weights_files import read_metadata, read_state_dict
-from test_train_promptable import photographs, with_small_decoder
-from tiny_models import TINY, filled
+from test_train_promptable import photographs, small_sam, with_small_decoder
+from tiny_models import TINY
 
 LOOP = LoopConfig(
     steps=40,
@@ -51,7 +51,7 @@ def entries(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def sam():
-    return filled(with_small_decoder(TINY["sam"][1]())).eval().requires_grad_(False)
+    return small_sam()
 
 
 def tiny_student(seed=0):

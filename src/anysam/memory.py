@@ -7,6 +7,7 @@ the image is read.
 import ctypes
 import platform
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,6 +133,22 @@ def _free_on_macos() -> int:
     except (OSError, AttributeError, TypeError):
         return _UNKNOWN_FREE
     return _UNKNOWN_FREE if failed or not total.value else total.value // 2
+
+
+def resident_bytes(name: str) -> int | None:
+    """What this process holds now, VmRSS, or held at most, VmHWM; None where the system does not tell.
+
+    Not getrusage on Linux: there a new process begins with its parent's maximum. Elsewhere its maximum is both.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        match = re.search(rf"^{name}:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
+        return int(match[1]) * 1024 if match else None
+    if sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return None
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ of all threads together, which other work on the machine hardly changes. Memory 
 beyond what it held before the model was loaded; on a GPU what PyTorch had allocated there at most.
 """
 
-import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +27,7 @@ from anysam.fetch import Progress, fetch_weights, file_sha256, locate, missing_p
 from anysam.images import read_image
 from anysam.licences import allowed_licences, require_allowed
 from anysam.masks import encode_rle
+from anysam.memory import resident_bytes
 from anysam.predictor import Model
 from anysam.prompts import Prompt
 from anysam.weights_files import FORMAT, read_metadata
@@ -230,22 +229,6 @@ def weights_licence(contender: Contender, variant: str) -> str:
         return published
     metadata = read_metadata(contender.files[0])
     return (metadata.get("licence", "") if metadata.get("format") == FORMAT else "") or published
-
-
-def resident_bytes(name: str) -> int | None:
-    """What this process holds now, VmRSS, or held at most, VmHWM; None where the system does not tell.
-
-    Not getrusage on Linux: there a new process begins with its parent's maximum. Elsewhere its maximum is both.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        match = re.search(rf"^{name}:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"), re.MULTILINE)
-        return int(match[1]) * 1024 if match else None
-    if sys.platform == "darwin":
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return None
 
 
 def default_threads() -> int:
