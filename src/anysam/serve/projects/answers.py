@@ -27,16 +27,21 @@ class Threads:
     """Work of the database in threads of its own number, so that others do not wait for it, nor it for connections."""
 
     def __init__(self) -> None:
-        self._quick = anyio.CapacityLimiter(CONNECTIONS - 4)
-        self._heavy = anyio.CapacityLimiter(2)  # each holds an image or a file of masks in memory
+        self._quick = anyio.CapacityLimiter(CONNECTIONS - 6)
+        self._images = anyio.CapacityLimiter(4)  # each holds an image in memory
+        self._transfers = anyio.CapacityLimiter(2)  # minutes each, perhaps
 
     async def quick(self, work: Callable[[], Done]) -> Done:
         """Do something short."""
         return await run_sync(work, limiter=self._quick)
 
-    async def heavy(self, work: Callable[[], Done]) -> Done:
-        """Do something that takes memory or time, a few at once."""
-        return await run_sync(work, limiter=self._heavy)
+    async def image(self, work: Callable[[], Done]) -> Done:
+        """Do something with the bytes of an image."""
+        return await run_sync(work, limiter=self._images)
+
+    async def transfer(self, work: Callable[[], Done]) -> Done:
+        """Export or import a project."""
+        return await run_sync(work, limiter=self._transfers)
 
 
 def etags(header: str | None, weak: bool) -> list[str]:

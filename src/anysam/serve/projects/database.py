@@ -4,7 +4,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,17 @@ class Projects:
                 yield connection
 
     def give_space_back(self) -> None:
-        """Return the space of what was deleted to the file system; PostgreSQL does so by itself."""
+        """Return the space of what was deleted to the file system, if that is possible now, else another time.
+
+        PostgreSQL does so by itself.
+        """
         if self._is_sqlite:
-            with _failures_told(), self._my_turn(), self._engine.connect() as connection:
+            # The deletion is done; that its space stays in the file for now is no failure of it.
+            with (
+                suppress(ProjectError, exc.SQLAlchemyError, sqlite3.Error),
+                self._my_turn(),
+                self._engine.connect() as connection,
+            ):
                 driver = connection.connection.driver_connection
                 assert driver is not None
                 driver.executescript("PRAGMA incremental_vacuum")  # execute() would free a single page
@@ -73,13 +81,11 @@ class Projects:
     def close(self) -> None:
         """Close all connections; SQLite's log is merged into its file first, so that the one file is everything."""
         if self._is_sqlite:
-            try:
-                with self._engine.connect() as connection:
-                    driver = connection.connection.driver_connection
-                    assert driver is not None
-                    driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            except exc.DBAPIError:
-                pass  # the log stays beside the file and is merged when it is opened next
+            # Where it fails, the log stays beside the file and is merged when that is opened next.
+            with suppress(exc.DBAPIError, sqlite3.Error), self._engine.connect() as connection:
+                driver = connection.connection.driver_connection
+                assert driver is not None
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         self._engine.dispose()
 
     @contextmanager

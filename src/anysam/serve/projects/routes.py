@@ -239,7 +239,7 @@ def _add_images(router: APIRouter, projects: Projects, threads: Threads, limits:
         """Keep an image: its bytes as the body, or the part `file` of a form."""
         data, own_name = await read_upload(request, limits.upload_bytes)
         wanted = own_name if name is None else name
-        image, new = await threads.heavy(
+        image, new = await threads.image(
             lambda: operations.add_image(projects, project_id, data, wanted, limits.max_pixels)
         )
         place = f"{router.prefix}/{project_id}/images/{image.id}"
@@ -271,7 +271,7 @@ def _add_images(router: APIRouter, projects: Projects, threads: Threads, limits:
         """The file of an image as it was uploaded."""
         tags = etags(if_none_match, weak=True)
         known = next((tag for tag in tags if len(tag) == 64), None)
-        file = await threads.heavy(lambda: operations.read_image_file(projects, project_id, image_id, known))
+        file = await threads.image(lambda: operations.read_image_file(projects, project_id, image_id, known))
         headers = {
             "ETag": f'"{file.sha256}"',
             "Cache-Control": "private, no-cache",
@@ -298,7 +298,7 @@ def _add_opening(router: APIRouter, projects: Projects, threads: Threads, engine
         """Give an image to the model, as POST /v1/images does."""
         if engine is None:
             raise ProjectError(409, _WITHOUT_ENGINE)
-        file = await threads.heavy(lambda: operations.read_image_file(projects, project_id, image_id))
+        file = await threads.image(lambda: operations.read_image_file(projects, project_id, image_id))
         state = await engine.add_image(file.data)
         if wait > 0 and state.state not in ("ready", "failed"):
             state = await engine.wait(state.image_id, wait)

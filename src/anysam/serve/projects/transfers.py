@@ -39,7 +39,7 @@ def add_transfer_routes(router: APIRouter, projects: Projects, threads: Threads,
             return export_project(projects, project_id, kind, Path(folder.name))
 
         try:
-            made = await threads.heavy(work)
+            made = await threads.transfer(work)
         except BaseException:
             folder.cleanup()
             raise
@@ -68,7 +68,7 @@ def add_transfer_routes(router: APIRouter, projects: Projects, threads: Threads,
         name = file.filename or "upload"
         given = None if kind == "auto" else kind
         try:
-            done = await threads.heavy(lambda: import_file(projects, project_id, file.file, name, given, limits))
+            done = await threads.transfer(lambda: import_file(projects, project_id, file.file, name, given, limits))
         finally:
             await file.close()
         return answer({"imported": done.imported, "skipped": [dict(vars(each)) for each in done.skipped]})
