@@ -130,6 +130,19 @@ export function maskOfRuns(runs: Runs, [height, width]: Size): Uint8Array {
   return mask;
 }
 
+/** Remembers the runs of masks for as long as the masks are in use: pointing asks for the same ones again and again. */
+export function runsCache(): (rle: Rle) => Runs {
+  const known = new WeakMap<Rle, Runs>();
+  return (rle) => {
+    let runs = known.get(rle);
+    if (!runs) {
+      runs = readRuns(rle.counts);
+      known.set(rle, runs);
+    }
+    return runs;
+  };
+}
+
 /** What an object keeps of a mask. */
 export function describeMask(mask: Uint8Array, size: Size, within?: Box): { rle: Rle; area: number; box: Box } {
   const runs = runsOfMask(mask, size, within);

@@ -74,6 +74,7 @@ export interface Proposal {
   readonly box: Box;
   readonly iou: number;
   readonly label: string | null;
+  readonly prompt: ObjectPrompt | null;
   readonly source: "everything" | "text";
 }
 
