@@ -20,9 +20,11 @@ export type Drawing =
   | { readonly kind: "stroke"; readonly points: readonly Point[]; readonly label: 0 | 1 }
   | { readonly kind: "paint"; readonly points: readonly Point[]; readonly radius: number; readonly value: 0 | 1 };
 
+/** mask: width*height values that stand for the whole image, which may be larger; box and area: image pixels. */
 export interface Preview {
   readonly mask: Uint8Array;
   readonly width: number;
+  readonly height: number;
   readonly box: Box;
   readonly area: number;
 }

@@ -43,17 +43,6 @@ export interface Imported {
   readonly skipped: readonly { readonly what: string; readonly why: string }[];
 }
 
-/** A refusal, in the server's words. status 0: no answer at all. */
-export class Refusal extends Error {
-  constructor(
-    message: string,
-    readonly status: number,
-  ) {
-    super(message);
-    this.name = "Refusal";
-  }
-}
-
 export interface Backend {
   info(): Promise<ServerInfo>;
   projects(): Promise<Project[]>;
@@ -72,7 +61,6 @@ export interface Backend {
   openImage(project: string, image: string): Promise<string>;
   /** Give an image to the model without a project. */
   uploadImage(file: Blob): Promise<string>;
-  forgetImage(engineImage: string): Promise<void>;
   annotations(project: string, image: string): Promise<Annotation[]>;
   saveAnnotations(
     project: string,

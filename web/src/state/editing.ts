@@ -1,7 +1,7 @@
 /** Actions on objects: prompts and their answers, choices, brush, categories, selection, undo. */
 
 import { type App, type Candidate, isAbort, type PagePrompt, reasonOf, type Segmenter } from "./app";
-import { Refusal } from "./backend";
+import { ApiError } from "../problems";
 import { paintStroke } from "./brush";
 import { makeId } from "./place";
 import { addPoint, addStroke, emptyPrompt, isEmpty, sourceOf, withBox } from "./prompt";
@@ -73,7 +73,7 @@ export function createEditing(app: App): Editing {
     try {
       return await segmenter.predict(prompt, { signal });
     } catch (error) {
-      const forgotten = error instanceof Refusal && error.status === 404;
+      const forgotten = error instanceof ApiError && error.status === 404;
       if (!forgotten || !session.reopen) throw error;
       const again: Segmenter = await session.reopen();
       return again.predict(prompt, { signal });

@@ -23,6 +23,6 @@ export function everythingBody(
   size: readonly [number, number],
 ): { preset: string; options: Record<string, number> } {
   const { preset, options } = GRANULARITIES[step] ?? (GRANULARITIES[BALANCED] as Granularity);
-  const least = step === 0 ? { min_area: Math.round(size[0] * size[1] * LEAST_PART) } : {};
+  const least: Record<string, number> = step === 0 ? { min_area: Math.round(size[0] * size[1] * LEAST_PART) } : {};
   return { preset, options: { ...options, ...least } };
 }

@@ -1,6 +1,7 @@
 /** Annotations on their way to the server: kept until it has acknowledged them, sent in batches, retried. */
 
-import { type AnnotationBody, Refusal } from "./backend";
+import { ApiError } from "../problems";
+import type { AnnotationBody } from "./backend";
 import type { Shelf } from "./storage";
 
 export interface Entry {
@@ -41,7 +42,7 @@ const PATIENCE = [1, 2, 4, 8, 15, 30]; // seconds between tries
 
 // The server has understood and refuses; the same again would not help.
 const isFinal = (error: unknown): boolean =>
-  error instanceof Refusal && [400, 403, 404, 409, 412, 413, 415, 422].includes(error.status);
+  error instanceof ApiError && [400, 403, 404, 409, 412, 413, 415, 422].includes(error.status);
 
 const keyOf = (entry: Pick<Entry, "project" | "image" | "id">): string => `${entry.project}/${entry.image}/${entry.id}`;
 

@@ -1,45 +1,13 @@
-/** COCO run lengths as numbers: to and from the compressed string, areas, boxes, one pixel. Never makes a whole mask. */
+/** COCO run lengths as numbers: areas, boxes, one pixel, columns; a whole mask only where one is asked for. */
 
+import { countsToRuns, runsToCounts } from "../rle";
 import type { Box, Rle, Size } from "./types";
 
 /** Lengths of runs column by column, of 0 and 1 in turn, 0 first. */
 export type Runs = readonly number[];
 
-export function readRuns(counts: string): number[] {
-  const runs: number[] = [];
-  let at = 0;
-  while (at < counts.length) {
-    let value = 0;
-    let shift = 1; // a factor, as lengths may need more than 32 bits
-    let more = true;
-    while (more) {
-      if (at >= counts.length) throw new Error("The run lengths of a mask end in the middle of a number.");
-      const code = counts.charCodeAt(at) - 48;
-      at += 1;
-      value += (code & 0x1f) * shift;
-      shift *= 32;
-      more = (code & 0x20) !== 0;
-      if (!more && (code & 0x10) !== 0) value -= shift;
-    }
-    runs.push(runs.length > 2 ? value + (runs[runs.length - 2] as number) : value);
-  }
-  return runs;
-}
-
-export function writeRuns(runs: Runs): string {
-  let text = "";
-  for (let i = 0; i < runs.length; i += 1) {
-    let value = (runs[i] as number) - (i > 2 ? (runs[i - 2] as number) : 0);
-    let more = true;
-    while (more) {
-      const low = ((value % 32) + 32) % 32;
-      value = Math.floor(value / 32);
-      more = low & 0x10 ? value !== -1 : value !== 0;
-      text += String.fromCharCode((more ? low | 0x20 : low) + 48);
-    }
-  }
-  return text;
-}
+export const readRuns: (counts: string) => number[] = countsToRuns;
+export const writeRuns: (runs: Runs) => string = runsToCounts;
 
 /** The runs of a mask (H*W, row by row); a box outside of which it is empty saves time. */
 export function runsOfMask(mask: Uint8Array, [height, width]: Size, box: Box = [0, 0, width, height]): number[] {

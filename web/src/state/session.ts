@@ -1,7 +1,7 @@
 /** Actions on projects and images: start, open, add, delete; what belongs to the open image is put into the state. */
 
 import { type App, reasonOf, type Segmenter } from "./app";
-import { Refusal } from "./backend";
+import { ApiError } from "../problems";
 import type { Editing } from "./editing";
 import type { Finding } from "./finding";
 import { createOpenedImages } from "./opened";
@@ -51,7 +51,7 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     try {
       await work();
     } catch (error) {
-      if (error instanceof Refusal && error.status === 401) store.set({ connection: "token" });
+      if (error instanceof ApiError && error.status === 401) store.set({ connection: "token" });
       else say.notice(reasonOf(error));
     }
   }
@@ -73,7 +73,7 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
       const project = wanted.find((id) => projects.some((each) => each.id === id));
       if (project) await openProject(project, place.image);
     } catch (error) {
-      const token = error instanceof Refusal && error.status === 401;
+      const token = error instanceof ApiError && error.status === 401;
       store.set({ connection: token ? "token" : "offline", message: token ? "" : reasonOf(error) });
     }
   }
@@ -174,7 +174,7 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     } catch (error) {
       if (!still()) return;
       store.set({ busy: null });
-      if (error instanceof Refusal && error.status === 401) store.set({ connection: "token" });
+      if (error instanceof ApiError && error.status === 401) store.set({ connection: "token" });
       else say.notice(`${item.name}: ${reasonOf(error)}`, { label: "Try again", run: () => void openAgain(id) });
     }
   }
@@ -215,7 +215,7 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
             void openImage(item.id);
           }
         } catch (error) {
-          if (error instanceof Refusal && error.status === 401) throw error;
+          if (error instanceof ApiError && error.status === 401) throw error;
           refused.push(`${file.name}: ${reasonOf(error)}`);
         }
       }

@@ -8,7 +8,7 @@ import { findObject } from "../state/scene";
 import type { Store } from "../state/store";
 import { sameMembers } from "../state/store";
 import { stepFor, tileOfMask } from "../state/tiles";
-import type { Rle, View } from "../state/types";
+import type { Box, Rle, Size, View } from "../state/types";
 import { h } from "./dom";
 import { colourFor, drawMarks, tracePath } from "./marks";
 import type { Photo } from "./photo";
@@ -103,10 +103,20 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
   function previewPicture(state: AppState, device: number): Picture {
     const shown = state.preview as NonNullable<AppState["preview"]>;
     if (preview?.mask !== shown.mask) {
-      const level = levelOf(device);
-      const step = stepFor(shown.box, tileStep(level));
-      const tile = tileOfMask(shown.mask, shown.width, shown.box, step);
-      preview = { mask: shown.mask, picture: pictureOf(tile, PREVIEW_COLOUR, tileEdge(level, step)) };
+      const fine = shown.width / (state.size as Size)[1]; // of the mask's pixels, for one of the image's
+      const [x0, y0, x1, y1] = shown.box;
+      const box: Box = [
+        Math.floor(x0 * fine),
+        Math.floor(y0 * fine),
+        Math.min(Math.ceil(x1 * fine), shown.width),
+        Math.min(Math.ceil(y1 * fine), shown.height),
+      ];
+      const level = levelOf(device / fine);
+      const step = stepFor(box, tileStep(level));
+      const small = pictureOf(tileOfMask(shown.mask, shown.width, box, step), PREVIEW_COLOUR, tileEdge(level, step));
+      const [left, top, right, bottom] = small.box;
+      const picture = { canvas: small.canvas, box: [left / fine, top / fine, right / fine, bottom / fine] as const };
+      preview = { mask: shown.mask, picture };
     }
     return preview.picture;
   }

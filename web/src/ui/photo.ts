@@ -35,7 +35,7 @@ export async function openPhoto(blob: Blob): Promise<Photo> {
   }
   return {
     size: [full.height, full.width],
-    at: (scale) => (levels.findLast((level) => level.part >= scale) ?? (levels[0] as (typeof levels)[number])).picture,
+    at: (scale) => ([...levels].reverse().find((level) => level.part >= scale) ?? levels[0])?.picture ?? full,
     close: () => full.close(),
   };
 }
