@@ -19,7 +19,6 @@ export interface Editing {
   select(id: string | null): void;
   selectAt(point: Point): void;
   remove(id: string): void;
-  removeAll(): void;
   setCategory(id: string, category: number | null): void;
   toggleHidden(id: string): void;
   undo(): void;
@@ -208,16 +207,12 @@ export function createEditing(app: App): Editing {
       session.changeScene(scenes.select(scene, smallest?.id ?? null));
     },
     remove(id) {
-      const { scene } = store.get();
+      const { scene, proposals } = store.get();
       drop();
+      // What was kept and is deleted must not be offered again.
+      store.set({ proposals: proposals?.filter((proposal) => proposal.id !== id) ?? null });
       session.changeScene(scenes.commit(scene, "Delete", [], [id], scene.selected === id ? null : scene.selected));
       say.status("Object deleted. Undo brings it back.");
-    },
-    removeAll() {
-      const { scene } = store.get();
-      drop();
-      const ids = scene.objects.map((object) => object.id);
-      session.changeScene(scenes.commit(scene, "Delete all", [], ids, null));
     },
     setCategory: (id, category) => change(id, "Category", { categoryId: category }),
     toggleHidden(id) {

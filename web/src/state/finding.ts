@@ -21,7 +21,7 @@ export interface Finding {
   step(direction: 1 | -1): void;
 }
 
-/** Proposals that are no objects yet. */
+/** Proposals that are no objects yet. An object has its proposal's id, so that undoing "keep" offers it again. */
 export function openProposals(proposals: readonly Proposal[] | null, objects: readonly SceneObject[]): Proposal[] {
   const kept = new Set(objects.map((object) => object.id));
   return (proposals ?? []).filter((proposal) => !kept.has(proposal.id));
@@ -79,11 +79,6 @@ export function createFinding(app: App): Finding {
     session.changeScene(scenes.commit(scene, label, objects, [], null));
   }
 
-  function finishWhenEmpty(): void {
-    const { proposals, scene } = store.get();
-    if (proposals && openProposals(proposals, scene.objects).length === 0) store.set({ proposals: null, proposal: null });
-  }
-
   return {
     everything() {
       const { granularity, size } = store.get();
@@ -127,7 +122,6 @@ export function createFinding(app: App): Finding {
       keepThese(open, "Keep all");
       say.status(`${open.length} objects kept.`);
       store.set({ proposal: null });
-      finishWhenEmpty();
     },
     discard: () => store.set({ proposals: null, proposal: null }),
     at(point) {

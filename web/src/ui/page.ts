@@ -84,7 +84,6 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
   });
   store.watch((state) => state.imageId !== null, (open) => {
     root.classList.toggle("has-image", open);
-    if (open) stage.focus();
   });
   store.watch((state) => {
     const image = state.images.find((each) => each.id === state.imageId);

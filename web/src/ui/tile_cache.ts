@@ -29,7 +29,7 @@ export interface TileCache {
   readonly behind: boolean;
 }
 
-const BORDER = 1.6; // device pixels
+const BORDER = 2.2; // device pixels
 
 export function pictureOf(tile: Tile, colour: string, edge: number): Picture {
   const canvas = document.createElement("canvas");

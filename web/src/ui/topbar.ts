@@ -39,10 +39,10 @@ export function createTopbar(app: App, editing: Editing, parts: TopbarParts): HT
   const retry = button({ class: "button small", testid: "save-retry", press: () => void session.outbox?.flush() }, "Save now");
   const saving = h("div", { class: "save", role: "group", label: "Saving" }, saveIcon, save, retry);
   store.watch(
-    (state) => [state.save, state.info, state.connection],
+    (state) => [state.save, state.info, state.images.length > 0],
     () => {
-      const { save: now, info, connection } = store.get();
-      show(saving, info !== null && connection === "ready");
+      const { save: now, info, images } = store.get();
+      show(saving, info !== null && (images.length > 0 || now.pending > 0));
       if (info && !info.projects) {
         save.textContent = "In memory only";
         saving.title = "This server keeps no projects: export before you close the page.";
