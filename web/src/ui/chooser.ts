@@ -55,7 +55,8 @@ export function createChooser(app: App, editing: Editing, photo: () => Photo | n
       choices.replaceChildren(
         ...object.choices.map((choice, i) => {
           const canvas = h("canvas", { class: "choice-picture", attrs: { "aria-hidden": "true" } });
-          draw(canvas, object, choice);
+          // After the mask itself is on the screen: the click must feel instant.
+          requestAnimationFrame(() => setTimeout(() => draw(canvas, object, choice)));
           return button(
             {
               class: "choice",
