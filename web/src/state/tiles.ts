@@ -3,7 +3,7 @@
 import { eachSpan, type Runs } from "./runs";
 import type { Box, Size } from "./types";
 
-const MOST_PIXELS = 4_000_000;
+const MOST_PIXELS = 1_500_000;
 
 export interface Tile {
   readonly box: Box; // where the tile lies, image pixels; its sides are multiples of step, so it may reach over the image

@@ -15,6 +15,7 @@ import type { Photo } from "./photo";
 import { createTileCache, drawAt, FILLING_ALPHA, levelOf, type Picture, pictureOf, tileEdge, tileStep } from "./tile_cache";
 
 const NEW_TILES = 12; // milliseconds of a frame for new pictures of masks
+const REST = 120; // milliseconds without a change of zoom, after which masks are made finer
 const PREVIEW_COLOUR = "#ffffff";
 
 export interface Layers {
@@ -33,6 +34,8 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
   let photo: Photo | null = null;
   let ratio = 1;
   let frame = 0;
+  let moved = -Infinity; // when the view changed last
+  let waiting: ReturnType<typeof setTimeout> | undefined;
   let preview: { readonly mask: Uint8Array; readonly picture: Picture } | null = null;
 
   function touch(...names: (keyof typeof dirty)[]): void {
@@ -65,7 +68,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
     if (!photo || !size) return;
     const device = view.scale * ratio;
     photoContext.imageSmoothingEnabled = device < 3; // pixels are pixels when one looks closely
-    photoContext.imageSmoothingQuality = "high";
+    photoContext.imageSmoothingQuality = "low"; // the picture is at most twice too large: nothing is left out
     photoContext.drawImage(photo.at(device), view.tx, view.ty, size[1] * view.scale, size[0] * view.scale);
   }
 
@@ -74,7 +77,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
     const { view, scene, hidden, drawing, proposals, proposal, size } = state;
     if (!size) return;
     const device = view.scale * ratio;
-    tiles.begin(NEW_TILES);
+    tiles.begin(NEW_TILES, performance.now() - moved > REST);
     const one = findObject(scene, scene.selected);
     const open = openProposals(proposals, scene.objects);
     const painted = drawing?.kind === "paint" ? drawing : null;
@@ -100,7 +103,17 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
     drawPictures(view, [...offered.values()], pointed ? 0.4 : 0.9);
     if (pointed) drawPictures(view, [pointed], 1);
     if (state.preview) drawPictures(view, [previewPicture(state, device)], 0.85);
-    if (tiles.behind) touch("masks");
+    if (tiles.behind) later();
+  }
+
+  /** Go on with the pictures of masks: at once, or when the view has come to rest. */
+  function later(): void {
+    const rest = REST - (performance.now() - moved);
+    if (rest <= 0) touch("masks");
+    else {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => touch("masks"), rest + 1);
+    }
   }
 
   function cleanScratch(): CanvasRenderingContext2D {
@@ -196,6 +209,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
   ];
   store.watch(visible, () => touch("masks"), sameMembers);
   store.watch((state) => [state.view, state.size], () => touch("photo"), sameMembers);
+  store.watch((state) => state.view.scale, () => (moved = performance.now()));
   store.watch(
     (state) => [state.view, state.scene.objects, state.scene.selected, state.pending, state.drawing, state.pointer, state.crosshair, state.tool, state.radius],
     () => touch("marks"),
