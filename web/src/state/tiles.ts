@@ -41,17 +41,6 @@ export function tileOfRuns(runs: Runs, [imageHeight]: Size, box: Box, step: numb
   return { ...tile, inside };
 }
 
-export function tileOfMask(mask: Uint8Array, width: number, box: Box, step: number): Tile {
-  const tile = frame(box, step);
-  const inside = new Uint8Array(tile.width * tile.height);
-  const right = Math.min(box[2], width);
-  const bottom = Math.min(box[3], mask.length / width);
-  for (let y = box[1], to = 0; y < bottom; y += step, to += tile.width) {
-    for (let x = box[0], at = to; x < right; x += step, at += 1) if (mask[y * width + x]) inside[at] = 1;
-  }
-  return { ...tile, inside };
-}
-
 /**
  * RGBA, width*height*4, of one colour, opaque: the whole mask, and apart from it a border `edge` tile pixels wide inside
  * it. They are drawn apart because fillings must not grow darker where masks lie over one another.

@@ -3,11 +3,11 @@
 import type { AppState, Drawing } from "../state/app_state";
 import { openProposals } from "../state/finding";
 import { rgb } from "../state/palette";
-import type { Runs } from "../state/runs";
+import { readRuns, type Runs } from "../state/runs";
 import { findObject } from "../state/scene";
 import type { Store } from "../state/store";
 import { sameMembers } from "../state/store";
-import { stepFor, tileOfMask } from "../state/tiles";
+import { stepFor, tileOfRuns } from "../state/tiles";
 import type { Box, Rle, Size, View } from "../state/types";
 import { h } from "./dom";
 import { colourFor, drawMarks, tracePath } from "./marks";
@@ -36,7 +36,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
   let frame = 0;
   let moved = -Infinity; // when the view changed last
   let waiting: ReturnType<typeof setTimeout> | undefined;
-  let preview: { readonly mask: Uint8Array; readonly picture: Picture } | null = null;
+  let preview: { readonly rle: Rle; readonly picture: Picture } | null = null;
 
   function touch(...names: (keyof typeof dirty)[]): void {
     for (const name of names) dirty[name] = true;
@@ -148,21 +148,22 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
 
   function previewPicture(state: AppState, device: number): Picture {
     const shown = state.preview as NonNullable<AppState["preview"]>;
-    if (preview?.mask !== shown.mask) {
-      const fine = shown.width / (state.size as Size)[1]; // of the mask's pixels, for one of the image's
+    if (preview?.rle !== shown.rle) {
+      const [height, width] = shown.rle.size;
+      const fine = width / (state.size as Size)[1]; // of the mask's pixels, for one of the image's
       const [x0, y0, x1, y1] = shown.box;
       const box: Box = [
         Math.floor(x0 * fine),
         Math.floor(y0 * fine),
-        Math.min(Math.ceil(x1 * fine), shown.width),
-        Math.min(Math.ceil(y1 * fine), shown.height),
+        Math.min(Math.ceil(x1 * fine), width),
+        Math.min(Math.ceil(y1 * fine), height),
       ];
       const level = levelOf(device / fine);
       const step = stepFor(box, tileStep(level));
-      const small = pictureOf(tileOfMask(shown.mask, shown.width, box, step), PREVIEW_COLOUR, tileEdge(level, step));
+      const small = pictureOf(tileOfRuns(readRuns(shown.rle.counts), shown.rle.size, box, step), PREVIEW_COLOUR, tileEdge(level, step));
       const [left, top, right, bottom] = small.box;
       const picture = { ...small, box: [left / fine, top / fine, right / fine, bottom / fine] as const };
-      preview = { mask: shown.mask, picture };
+      preview = { rle: shown.rle, picture };
     }
     return preview.picture;
   }
