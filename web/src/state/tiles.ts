@@ -3,7 +3,7 @@
 import { eachSpan, type Runs } from "./runs";
 import type { Box, Size } from "./types";
 
-const MOST_PIXELS = 4_000_000;
+const MOST_PIXELS = 1_500_000;
 
 export interface Tile {
   readonly box: Box; // where the tile lies, image pixels; its sides are multiples of step, so it may reach over the image
@@ -38,17 +38,6 @@ export function tileOfRuns(runs: Runs, [imageHeight]: Size, box: Box, step: numb
     const last = Math.min(Math.ceil((bottom - box[1]) / step), tile.height);
     for (let y = first, at = first * tile.width + left; y < last; y += 1, at += tile.width) inside[at] = 1;
   });
-  return { ...tile, inside };
-}
-
-export function tileOfMask(mask: Uint8Array, width: number, box: Box, step: number): Tile {
-  const tile = frame(box, step);
-  const inside = new Uint8Array(tile.width * tile.height);
-  const right = Math.min(box[2], width);
-  const bottom = Math.min(box[3], mask.length / width);
-  for (let y = box[1], to = 0; y < bottom; y += step, to += tile.width) {
-    for (let x = box[0], at = to; x < right; x += step, at += 1) if (mask[y * width + x]) inside[at] = 1;
-  }
   return { ...tile, inside };
 }
 

@@ -3,11 +3,11 @@
 import type { AppState, Drawing } from "../state/app_state";
 import { openProposals } from "../state/finding";
 import { rgb } from "../state/palette";
-import type { Runs } from "../state/runs";
+import { readRuns, type Runs } from "../state/runs";
 import { findObject } from "../state/scene";
 import type { Store } from "../state/store";
 import { sameMembers } from "../state/store";
-import { stepFor, tileOfMask } from "../state/tiles";
+import { stepFor, tileOfRuns } from "../state/tiles";
 import type { Box, Rle, Size, View } from "../state/types";
 import { h } from "./dom";
 import { colourFor, drawMarks, tracePath } from "./marks";
@@ -15,6 +15,7 @@ import type { Photo } from "./photo";
 import { createTileCache, drawAt, FILLING_ALPHA, levelOf, type Picture, pictureOf, tileEdge, tileStep } from "./tile_cache";
 
 const NEW_TILES = 12; // milliseconds of a frame for new pictures of masks
+const REST = 120; // milliseconds without a change of zoom, after which masks are made finer
 const PREVIEW_COLOUR = "#ffffff";
 
 export interface Layers {
@@ -33,7 +34,9 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
   let photo: Photo | null = null;
   let ratio = 1;
   let frame = 0;
-  let preview: { readonly mask: Uint8Array; readonly picture: Picture } | null = null;
+  let moved = -Infinity; // when the view changed last
+  let waiting: ReturnType<typeof setTimeout> | undefined;
+  let preview: { readonly rle: Rle; readonly picture: Picture } | null = null;
 
   function touch(...names: (keyof typeof dirty)[]): void {
     for (const name of names) dirty[name] = true;
@@ -65,7 +68,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
     if (!photo || !size) return;
     const device = view.scale * ratio;
     photoContext.imageSmoothingEnabled = device < 3; // pixels are pixels when one looks closely
-    photoContext.imageSmoothingQuality = "high";
+    photoContext.imageSmoothingQuality = "low"; // the picture is at most twice too large: nothing is left out
     photoContext.drawImage(photo.at(device), view.tx, view.ty, size[1] * view.scale, size[0] * view.scale);
   }
 
@@ -74,7 +77,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
     const { view, scene, hidden, drawing, proposals, proposal, size } = state;
     if (!size) return;
     const device = view.scale * ratio;
-    tiles.begin(NEW_TILES);
+    tiles.begin(NEW_TILES, performance.now() - moved > REST);
     const one = findObject(scene, scene.selected);
     const open = openProposals(proposals, scene.objects);
     const painted = drawing?.kind === "paint" ? drawing : null;
@@ -100,7 +103,17 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
     drawPictures(view, [...offered.values()], pointed ? 0.4 : 0.9);
     if (pointed) drawPictures(view, [pointed], 1);
     if (state.preview) drawPictures(view, [previewPicture(state, device)], 0.85);
-    if (tiles.behind) touch("masks");
+    if (tiles.behind) later();
+  }
+
+  /** Go on with the pictures of masks: at once, or when the view has come to rest. */
+  function later(): void {
+    const rest = REST - (performance.now() - moved);
+    if (rest <= 0) touch("masks");
+    else {
+      clearTimeout(waiting);
+      waiting = setTimeout(() => touch("masks"), rest + 1);
+    }
   }
 
   function cleanScratch(): CanvasRenderingContext2D {
@@ -135,21 +148,22 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
 
   function previewPicture(state: AppState, device: number): Picture {
     const shown = state.preview as NonNullable<AppState["preview"]>;
-    if (preview?.mask !== shown.mask) {
-      const fine = shown.width / (state.size as Size)[1]; // of the mask's pixels, for one of the image's
+    if (preview?.rle !== shown.rle) {
+      const [height, width] = shown.rle.size;
+      const fine = width / (state.size as Size)[1]; // of the mask's pixels, for one of the image's
       const [x0, y0, x1, y1] = shown.box;
       const box: Box = [
         Math.floor(x0 * fine),
         Math.floor(y0 * fine),
-        Math.min(Math.ceil(x1 * fine), shown.width),
-        Math.min(Math.ceil(y1 * fine), shown.height),
+        Math.min(Math.ceil(x1 * fine), width),
+        Math.min(Math.ceil(y1 * fine), height),
       ];
       const level = levelOf(device / fine);
       const step = stepFor(box, tileStep(level));
-      const small = pictureOf(tileOfMask(shown.mask, shown.width, box, step), PREVIEW_COLOUR, tileEdge(level, step));
+      const small = pictureOf(tileOfRuns(readRuns(shown.rle.counts), shown.rle.size, box, step), PREVIEW_COLOUR, tileEdge(level, step));
       const [left, top, right, bottom] = small.box;
       const picture = { ...small, box: [left / fine, top / fine, right / fine, bottom / fine] as const };
-      preview = { mask: shown.mask, picture };
+      preview = { rle: shown.rle, picture };
     }
     return preview.picture;
   }
@@ -196,6 +210,7 @@ export function createLayers(store: Store<AppState>, runsOf: (rle: Rle) => Runs)
   ];
   store.watch(visible, () => touch("masks"), sameMembers);
   store.watch((state) => [state.view, state.size], () => touch("photo"), sameMembers);
+  store.watch((state) => state.view.scale, () => (moved = performance.now()));
   store.watch(
     (state) => [state.view, state.scene.objects, state.scene.selected, state.pending, state.drawing, state.pointer, state.crosshair, state.tool, state.radius],
     () => touch("marks"),

@@ -26,8 +26,11 @@ interface Kept extends Picture {
 export interface TileCache {
   /** A picture of the mask, perhaps coarser than wished; null when the time of this frame is over. */
   get(what: Drawable, deviceScale: number): Picture | null;
-  /** Begin a frame: so many milliseconds may be spent on new pictures. Afterwards `behind` says whether some wait. */
-  begin(milliseconds: number): void;
+  /**
+   * Begin a frame: so many milliseconds may be spent on new pictures, and on finer ones only where the view rests.
+   * Afterwards `behind` says whether some wait.
+   */
+  begin(milliseconds: number, resting: boolean): void;
   readonly behind: boolean;
 }
 
@@ -77,17 +80,19 @@ export function createTileCache(runsOf: (rle: Rle) => Runs): TileCache {
   const kept = new WeakMap<Rle, Kept>();
   let until = 0;
   let behind = false;
+  let refine = true;
 
   return {
-    begin(milliseconds) {
+    begin(milliseconds, resting) {
       until = performance.now() + milliseconds;
+      refine = resting;
       behind = false;
     },
     get(what, deviceScale) {
       const level = Math.min(Math.max(levelOf(deviceScale), -5), 2);
       const old = kept.get(what.rle);
       if (old && old.level === level && old.colour === what.colour) return old;
-      if (performance.now() > until) {
+      if (performance.now() > until || (old?.colour === what.colour && !refine)) {
         behind = true;
         return old ?? null;
       }
