@@ -61,7 +61,10 @@ export async function startOnWebGpu(model: ArrayBuffer, info: DecoderInfo): Prom
   ]);
   ort.env.wasm.wasmPaths = { mjs, wasm };
   ort.env.wasm.numThreads = 1;
-  const session = await ort.InferenceSession.create(new Uint8Array(model), { executionProviders: ["webgpu"] });
+  const session = await ort.InferenceSession.create(new Uint8Array(model), {
+    executionProviders: ["webgpu"],
+    logSeverityLevel: 3, // errors; that shapes are computed by the processor is as it should be
+  });
   return { runtime: { provider: "webgpu", threads: 1 }, info, ort, session };
 }
 

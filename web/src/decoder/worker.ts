@@ -1,8 +1,7 @@
 /** The worker that decodes: the sessions, the features of the open images, one request after the other. */
 
 import { runsToCounts } from "../rle";
-import { isSameAndFaster } from "./choice";
-import type { Hints } from "./frame";
+import { isSameAndFaster, tryDecoder } from "./choice";
 import type { Answers, DecodeRequest, Reply, Request, WireCandidate } from "./messages";
 import {
   decode,
@@ -15,7 +14,7 @@ import {
 } from "./runtime";
 import { boxAndAreaOfImage, upscaleToRuns } from "./upscale";
 
-const WARM_UP_RUNS = 3;
+const GPU_PATIENCE_MS = 2000;
 
 interface Scope {
   onmessage: ((event: MessageEvent<{ id: number; request: Request }>) => void) | null;
@@ -75,27 +74,25 @@ async function answer(request: Request): Promise<{ value: Answers[Request["kind"
 }
 
 /**
- * What makes later clicks faster, in turn with real requests and after those that wait: browsers compile WebAssembly
- * better while it runs, and there may be a GPU.
+ * What makes later clicks faster, after the requests that wait: browsers compile WebAssembly better while it runs, and
+ * there may be a GPU. That one is tried beside the requests, as it may be slow or never answer.
  */
 function prepare(wasm: Decoder, image: ImageFeatures, model: ArrayBuffer): void {
-  const [height, width] = image.originalSize;
-  const hints: Hints = { points: [[width / 2, height / 2]], labels: [1], box: null };
-  for (let i = 0; i < WARM_UP_RUNS; i += 1) {
-    inTurn(async () => {
-      await nextTask(); // else what arrived meanwhile is not counted
-      if (!waiting) await decode(wasm, image, hints, null);
-    });
-  }
-  void startOnWebGpu(model, wasm.info)
-    .then((gpu) => {
-      if (!gpu) return;
-      inTurn(async () => {
-        if (await isSameAndFaster(gpu, wasm, image)) decoders.gpu = gpu;
-        else await gpu.session.release();
-      });
-    })
-    .catch(() => undefined); // a GPU is no necessity
+  inTurn(async () => {
+    await nextTask(); // else what arrived meanwhile is not counted
+    if (!waiting) await tryDecoder(wasm, image);
+  });
+  void prepareGpu(wasm, image, model).catch(() => undefined); // a GPU is no necessity
+}
+
+async function prepareGpu(wasm: Decoder, image: ImageFeatures, model: ArrayBuffer): Promise<void> {
+  const gpu = await startOnWebGpu(model, wasm.info);
+  if (!gpu) return;
+  const found = await tryDecoder(gpu, image);
+  inTurn(async () => {
+    if (isSameAndFaster(found, await tryDecoder(wasm, image))) decoders.gpu = gpu;
+    else await gpu.session.release();
+  });
 }
 
 function nextTask(): Promise<void> {
@@ -105,12 +102,19 @@ function nextTask(): Promise<void> {
 async function decodeAnyhow(wasm: Decoder, image: ImageFeatures, request: DecodeRequest): Promise<Decoded> {
   if (decoders.gpu) {
     try {
-      return await decode(decoders.gpu, image, request.hints, request.maskLogits);
+      return await withinTime(decode(decoders.gpu, image, request.hints, request.maskLogits));
     } catch {
       decoders.gpu = null; // lost: another program's crash is enough
     }
   }
   return decode(wasm, image, request.hints, request.maskLogits);
+}
+
+function withinTime<Value>(work: Promise<Value>): Promise<Value> {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error("The GPU does not answer.")), GPU_PATIENCE_MS);
+    work.then(resolve, reject).finally(() => clearTimeout(timer));
+  });
 }
 
 /** A click mostly comes where the pointer rested, so that its preview was just decoded. */
