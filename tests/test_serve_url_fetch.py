@@ -6,9 +6,13 @@ import httpx
 import pytest
 
 from anysam.serve.problems import Problem
-from anysam.serve.url_fetch import fetch_image, is_public
+from anysam.serve.url_fetch import Fetcher, is_public
 
 PUBLIC = "93.184.216.34"
+
+
+def answered(data, **headers):
+    return httpx.Response(200, headers=headers, stream=httpx.ByteStream(data))
 
 
 def fetch(url, names, answers, limit=1000):
@@ -26,7 +30,7 @@ def fetch(url, names, answers, limit=1000):
 
     transport = httpx.MockTransport(answer)
     try:
-        return asyncio.run(fetch_image(url, limit, resolve=resolve, transport=transport)), asked
+        return asyncio.run(Fetcher(resolve, transport).fetch(url, limit)), asked
     except Problem as problem:
         return problem, asked
 
@@ -35,7 +39,7 @@ def test_the_connection_goes_to_the_address_that_was_checked():
     found, asked = fetch(
         "https://photos.example/a.png?x=1",
         {"photos.example": [PUBLIC]},
-        {"photos.example/a.png": httpx.Response(200, content=b"png")},
+        {"photos.example/a.png": answered(b"png")},
     )
     assert found == b"png" and asked == [(PUBLIC, "photos.example", "photos.example")]
 
@@ -67,7 +71,7 @@ def test_a_redirect_is_checked_like_the_first_address():
     found, asked = fetch("http://out.example/a", names, answers)
     assert found.status == 403 and len(asked) == 1
     answers["out.example/a"] = httpx.Response(302, headers={"location": "/b"})
-    answers["out.example/b"] = httpx.Response(200, content=b"ok")
+    answers["out.example/b"] = answered(b"ok")
     assert fetch("http://out.example/a", names, answers)[0] == b"ok"
     answers["out.example/b"] = httpx.Response(307, headers={"location": "/b"})
     found, asked = fetch("http://out.example/a", names, answers)
@@ -76,9 +80,30 @@ def test_a_redirect_is_checked_like_the_first_address():
     assert fetch("http://out.example/a", names, answers)[0].status == 422
 
 
+def test_compressed_answers_are_refused_since_their_size_is_unknown():
+    answer = answered(b"1", **{"content-encoding": "gzip"})
+    found, _ = fetch("http://a.example/", {"a.example": [PUBLIC]}, {"a.example/": answer})
+    assert found.status == 422 and "compressed" in found.detail
+
+
+def test_only_a_few_are_fetched_at_once_and_none_for_ever():
+    async def never(host, port):
+        await asyncio.Event().wait()
+
+    async def run():
+        fetcher = Fetcher(never, seconds=0.05)
+        asked = [fetcher.fetch("http://a.example/", 10) for _ in range(6)]
+        first = await asyncio.gather(*asked, return_exceptions=True)
+        (later,) = await asyncio.gather(fetcher.fetch("http://a.example/", 10), return_exceptions=True)
+        return [each.status for each in first], later.status
+
+    statuses, later = asyncio.run(run())
+    assert statuses == [422] * 4 + [503] * 2 and later == 422
+
+
 def test_what_is_too_large_missing_or_no_address_is_refused():
     names = {"a.example": [PUBLIC]}
-    assert fetch("http://a.example/", names, {"a.example/": httpx.Response(200, content=b"1" * 1001)})[0].status == 413
+    assert fetch("http://a.example/", names, {"a.example/": answered(b"1" * 1001)})[0].status == 413
     assert fetch("http://a.example/", names, {"a.example/": httpx.Response(404)})[0].status == 422
     for url in (
         "ftp://a.example/",
@@ -101,6 +126,11 @@ def test_what_is_too_large_missing_or_no_address_is_refused():
         ("2002:7f00:1::", False),  # 127.0.0.1 as 6to4
         ("224.0.0.1", False),
         ("255.255.255.255", False),
+        ("192.88.99.1", False),
+        ("fec0::1", False),
+        ("::127.0.0.1", False),
+        ("64:ff9b:1::1", False),
+        ("3fff::1", False),
         ("192.0.2.1", False),
         ("not an address", False),
     ],

@@ -40,7 +40,14 @@ def make_application(
     """
     settings = ServeSettings() if settings is None else settings
     metrics = Metrics(engine)
-    app = FastAPI(title="anysam", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="anysam",
+        version=__version__,
+        description=_DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the Host header
+    )
     problems.install(app)
     app.include_router(make_image_router(engine, settings))
     app.include_router(

@@ -10,7 +10,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from anysam.serve.problems import ClientGone, as_problem, problem_form
+from anysam.serve.logs import log_fault
+from anysam.serve.problems import FAULT, ClientGone, Problem, as_problem, problem_form
 
 Item = TypeVar("Item")
 Done = TypeVar("Done")
@@ -83,8 +84,10 @@ class EventStream(Response):
                     break
                 except Exception as error:  # the status has been sent: what went wrong is told as an event
                     problem = as_problem(error)
-                    status, detail = (problem.status, problem.detail) if problem else (500, "A fault of the server.")
-                    await send(_event("problem", problem_form(status, detail, self._request_id)))
+                    if problem is None:
+                        log_fault(self._request_id, error)
+                        problem = Problem(500, FAULT)
+                    await send(_event("problem", problem_form(problem.status, problem.detail, self._request_id)))
                     break
                 await send(_event(event, data))
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -5,23 +5,21 @@ no log: a line has its id, method, route, status and milliseconds.
 """
 
 import hmac
-import logging
 import secrets
 import time
-import traceback
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from anysam.serve.problems import FAULT, Problem, as_problem, problem_response
-from anysam.serve.settings import ServeSettings
-
-log = logging.getLogger("anysam.serve")
+from anysam.serve.logs import log_fault, log_request
+from anysam.serve.problems import FAULT, GONE, Problem, as_problem, problem_response
+from anysam.serve.request_bodies import CountedBody, HeldBytes, too_large
+from anysam.serve.settings import ANY_HOST, ServeSettings, is_number
 
 Observe = Callable[[str, str, int, float], None]
 
 _PRIVATE = ("/v1", "/metrics", "/openapi.json")
+_HEALTH = ("/healthz", "/readyz")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _METHODS = "GET, POST, PUT, PATCH, DELETE"
 _REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match"
@@ -53,6 +51,8 @@ class Guard:
         self.app = app
         self.settings = settings
         self.observe = observe
+        self._held = HeldBytes(max(settings.held_bytes, 2 * settings.upload_bytes))
+        self._running = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -65,7 +65,9 @@ class Guard:
         scope["anysam_request_id"] = request_id
         headers = _headers(scope)
         answer = _Answer(send, request_id, self._cors(headers))
+        body = CountedBody(receive, self._limit(scope), self._held)
         start = time.perf_counter()
+        self._running += 1
         try:
             refusal = self._refusal(scope, headers)
             if refusal is not None:
@@ -74,29 +76,33 @@ class Guard:
                 await answer({"type": "http.response.start", "status": 204, "headers": []})
                 await answer({"type": "http.response.body", "body": b""})
             else:
-                await self.app(scope, self._counted(scope, receive), answer)
+                await self.app(scope, body, answer)
         except Exception as error:  # the outermost place: the server goes on
             problem = as_problem(error)
             if problem is None:
-                log.error("%s fault %s at %s", request_id, type(error).__name__, _places(error))
+                log_fault(request_id, error)
                 problem = Problem(500, FAULT)
             if answer.status is None:
                 await _tell(problem, request_id, scope, receive, answer)
         finally:
+            self._running -= 1
+            body.release()
             seconds = time.perf_counter() - start
             route = getattr(scope.get("route"), "path", "-")
-            status = answer.status or 499  # as others say: nobody was there any more
-            log.info("%s %s %s %d %.0f ms", request_id, scope["method"], route, status, 1000 * seconds)
+            status = answer.status or GONE
+            log_request(request_id, scope["method"], route, status, seconds)
             if self.observe is not None:
                 self.observe(scope["method"], route, status, seconds)
 
     def _refusal(self, scope: Scope, headers: dict[str, str]) -> Problem | None:
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self.settings.hosts and _host_name(host) not in self.settings.hosts:
+        if not self._is_own(_host_name(host)):
             return Problem(403, "The Host header names another server; --allow-host lets a name in.")
+        if self._running > self.settings.max_requests and scope["path"] not in _HEALTH:
+            return Problem(503, "The server has as many requests as it takes; try again in 1 s.", {"Retry-After": "1"})
         if origin is not None and origin not in self.settings.cors and scope["method"] not in _SAFE:
             # Behind a proxy that ends TLS the scheme differs; the host and port are what counts.
-            if urlsplit(origin).netloc.lower() != host.lower():
+            if origin.partition("://")[2].lower() != host.lower():
                 return Problem(403, "Pages of other origins may not use this server; --cors lets one in.")
         if scope["method"] == "OPTIONS":
             return None
@@ -111,37 +117,29 @@ class Guard:
                 )
         return self._too_large(scope, headers.get("content-length"))
 
+    def _is_own(self, name: str) -> bool:
+        """Whether the Host header has a name of this server: another page cannot use a name that leads here."""
+        return name in self.settings.hosts or is_number(name) or ANY_HOST in self.settings.hosts
+
     def _too_large(self, scope: Scope, length: str | None) -> Problem | None:
         limit = self._limit(scope)
-        if length is not None and length.isascii() and length.isdigit() and int(length) > limit:
-            return _excess(limit)
+        if limit is not None and length is not None and length.isascii() and length.isdigit() and int(length) > limit:
+            return too_large(limit)
         return None
 
-    def _limit(self, scope: Scope) -> int:
-        """Bytes that a body may have. Projects bound their own uploads; imports are larger than images."""
+    def _limit(self, scope: Scope) -> int | None:
+        """Bytes that a body may have. Imports of projects are bounded where they are read."""
         path = scope["path"].rstrip("/")
         if path.startswith("/v1/projects/") and path.endswith("/import"):
-            return 1 << 62
+            return None
         files = path == "/v1/images" or (path.startswith("/v1/projects/") and path.endswith("/images"))
         return self.settings.upload_bytes + _ROOM if files else self.settings.json_bytes
-
-    def _counted(self, scope: Scope, receive: Receive) -> Receive:
-        limit, taken = self._limit(scope), 0
-
-        async def counted() -> Message:
-            nonlocal taken
-            message = await receive()
-            taken += len(message.get("body", b""))
-            if taken > limit:
-                raise _excess(limit)
-            return message
-
-        return counted
 
     def _cors(self, headers: dict[str, str]) -> list[tuple[bytes, bytes]]:
         origin = headers.get("origin")
         if origin is None or origin not in self.settings.cors:
-            return [(b"cross-origin-resource-policy", b"same-origin")]
+            vary = [(b"vary", b"Origin")] if self.settings.cors else []
+            return [(b"cross-origin-resource-policy", b"same-origin"), *vary]
         named = {
             "access-control-allow-origin": origin,
             "access-control-allow-methods": _METHODS,
@@ -170,10 +168,6 @@ class _Answer:
         await self._send(message)
 
 
-def _excess(limit: int) -> Problem:
-    return Problem(413, f"The request is larger than the {limit:,} bytes that this server takes; send less.")
-
-
 async def _tell(problem: Problem, request_id: str, scope: Scope, receive: Receive, send: Send) -> None:
     await problem_response(problem.status, problem.detail, request_id, problem.headers)(scope, receive, send)
 
@@ -187,9 +181,3 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.rpartition(":")[0].lower() if host.rpartition(":")[2].isdigit() and ":" in host else host.lower()
-
-
-def _places(error: BaseException) -> str:
-    """Where an error came from, without its message, which may quote what a user sent."""
-    frames = traceback.extract_tb(error.__traceback__)[-6:]
-    return " < ".join(f"{frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in reversed(frames))

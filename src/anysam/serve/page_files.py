@@ -41,6 +41,7 @@ def make_page_router(folder: Path = PAGE) -> APIRouter:
     files = page_files(folder)
     router = APIRouter(include_in_schema=False)
 
+    @router.head("/")
     @router.get("/")
     async def page() -> Response:
         if not files:

@@ -15,6 +15,7 @@ from anysam.errors import AnySamError, ImageError, MissingExtraError, OptionErro
 from anysam.serve.engine_types import NotEnabled, Overloaded, UnknownImage
 
 MEDIA_TYPE = "application/problem+json"
+GONE = 499  # as other servers say it: nobody was there any more
 FAULT = "This is a fault of the server; its log has more under this request's id."
 _LONGEST = 1000  # characters of a detail, which may quote what was received
 _LISTED = 3  # mistakes in one detail
@@ -30,14 +31,15 @@ class ProblemBody(BaseModel):
     request_id: str | None = None
 
 
-class Problem(Exception):
-    """A request that is answered with an error."""
+class Problem(HTTPException):
+    """A request that is answered with an error. An HTTPException, since only those leave the reading of a body."""
 
     def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.detail = detail
-        self.headers = dict(headers or {})
+        super().__init__(status, detail, dict(headers or {}))
+
+    @property
+    def status(self) -> int:
+        return self.status_code
 
 
 class ClientGone(Exception):
@@ -102,10 +104,14 @@ def install(app: FastAPI) -> None:
         broken = any(each.get("type") == "json_invalid" for each in mistakes)
         return problem_response(400 if broken else 422, _sentence(mistakes), _request_id(request))
 
+    async def tell_nobody(request: Request, error: Exception) -> Response:
+        return Response(status_code=GONE)
+
     async def tell_fault(request: Request, error: Exception) -> Response:
         return problem_response(500, FAULT, _request_id(request))  # the guard logs it
 
     app.add_exception_handler(Exception, tell_fault)
+    app.add_exception_handler(ClientGone, tell_nobody)
     for kind in (Problem, Overloaded, UnknownImage, NotEnabled, AnySamError):
         app.add_exception_handler(kind, tell)
     app.add_exception_handler(HTTPException, tell_http)

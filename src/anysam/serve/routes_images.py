@@ -2,16 +2,18 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Query, Request
 from starlette.responses import JSONResponse, Response
 
+from anysam.prompts import Prompt
 from anysam.results import MaskRecord
-from anysam.serve.engine_types import Answer, Engine, ImageState, Progress
+from anysam.serve.engine_types import Answer, Engine, ImageState, Progress, UnknownImage
 from anysam.serve.events import EventStream, unless_gone
-from anysam.serve.problems import MEDIA_TYPE, Problem, ProblemBody
+from anysam.serve.problems import MEDIA_TYPE, ClientGone, Problem, ProblemBody
 from anysam.serve.schemas import (
     DescribeBody,
     EverythingBody,
@@ -19,14 +21,16 @@ from anysam.serve.schemas import (
     MasksAnswer,
     PredictAnswer,
     PredictBody,
+    PromptBody,
     UrlBody,
+    check_together,
     to_everything_options,
     to_prompt,
     to_record,
 )
 from anysam.serve.settings import ServeSettings
 from anysam.serve.uploads import read_image_or_url
-from anysam.serve.url_fetch import fetch_image
+from anysam.serve.url_fetch import Fetcher
 
 MAX_WAIT = 30.0
 
@@ -50,28 +54,32 @@ _UPLOAD = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For the OpenAPI document: these statuses are answered with problems; 401, 403 and 413 can be anywhere."""
+    """For the OpenAPI document: these statuses are answered with problems, besides those that can be anywhere."""
     described = {"model": ProblemBody, "content": {MEDIA_TYPE: {}}, "description": "a problem"}
-    return {status: described for status in sorted({400, 401, 403, 413, 422, *statuses})}
+    return {status: described for status in sorted({400, 401, 403, 408, 413, 422, 503, *statuses})}
 
 
-def make_image_router(engine: Engine, settings: ServeSettings) -> APIRouter:
-    """The routes below /v1/images."""
+def make_image_router(engine: Engine, settings: ServeSettings, fetcher: Fetcher | None = None) -> APIRouter:
+    """The routes below /v1/images. fetcher: for tests."""
     router = APIRouter(prefix="/v1/images", tags=["images"])
+    fetcher = Fetcher() if fetcher is None else fetcher
 
-    @router.post(
-        "", status_code=201, response_model=ImageAnswer, responses=problems(409, 415, 503), openapi_extra=_UPLOAD
-    )
+    @router.post("", status_code=201, response_model=ImageAnswer, responses=problems(409, 415), openapi_extra=_UPLOAD)
     async def add_image(request: Request, wait: Wait = 0.0) -> Response:
         """Upload an image: it is encoded, and can then be clicked. Answers at once, or after `wait` seconds."""
         found = await read_image_or_url(request, settings.upload_bytes)
         if isinstance(found, str):
             if not settings.allow_urls:
                 raise Problem(403, "This server fetches no addresses; upload the image, or start it with --allow-urls.")
-            found = await unless_gone(request, fetch_image(found, settings.upload_bytes))
+            found = await unless_gone(request, fetcher.fetch(found, settings.upload_bytes))
         state = await engine.add_image(found)
         if wait:
-            state = await unless_gone(request, engine.wait(state.image_id, wait))
+            try:
+                state = await unless_gone(request, engine.wait(state.image_id, wait))
+            except ClientGone:  # nobody knows its id
+                with suppress(UnknownImage):
+                    engine.remove(state.image_id)
+                raise
         location = {"Location": f"/v1/images/{state.image_id}"}
         return JSONResponse(image_form(state, engine.variant), 201, location)
 
@@ -93,7 +101,7 @@ def make_image_router(engine: Engine, settings: ServeSettings) -> APIRouter:
         responses={
             200: {"content": {"application/octet-stream": {"schema": _BINARY}}, "description": "a safetensors file"},
             304: {"description": "as it was"},
-            **problems(404, 409, 415, 503),
+            **problems(404, 409, 415),
         },
     )
     async def embedding(
@@ -111,11 +119,11 @@ def make_image_router(engine: Engine, settings: ServeSettings) -> APIRouter:
         }
         return conditional(file.data, headers, if_none_match)
 
-    @router.post("/{image_id}/predict", response_model=PredictAnswer, responses=problems(404, 409, 415, 503))
+    @router.post("/{image_id}/predict", response_model=PredictAnswer, responses=problems(404, 409, 415))
     async def predict(image_id: ImageId, body: PredictBody, request: Request) -> Response:
         """Masks for prompts. Waits for the image's encoding."""
         size = engine.image_state(image_id).size
-        prompts = await asyncio.to_thread(lambda: [to_prompt(each, size) for each in body.prompts])
+        prompts = await _prompts(body.prompts, size)
         work = engine.predict(image_id, prompts, body.multimask, body.low_res_logits)
         answers = await unless_gone(request, work)
         return JSONResponse({"size": list(size), "results": [answer_form(answer) for answer in answers]})
@@ -125,7 +133,7 @@ def make_image_router(engine: Engine, settings: ServeSettings) -> APIRouter:
         response_model=MasksAnswer,
         responses={
             200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}},
-            **problems(404, 409, 415, 503),
+            **problems(404, 409, 415),
         },
     )
     async def everything(
@@ -146,27 +154,28 @@ def make_image_router(engine: Engine, settings: ServeSettings) -> APIRouter:
             return stream
         return JSONResponse(masks_form(size, await unless_gone(request, _last(items))))
 
-    @router.post("/{image_id}/describe", response_model=MasksAnswer, responses=problems(404, 409, 415, 503))
+    @router.post("/{image_id}/describe", response_model=MasksAnswer, responses=problems(404, 409, 415))
     async def describe(image_id: ImageId, body: DescribeBody, request: Request) -> Response:
         """Names and captions for what prompts point at, or for masks; on a server that has a describer."""
         size = engine.image_state(image_id).size
         if (body.prompts is None) == (body.masks is None):
             raise Problem(422, "Give prompts or masks, one of the two.")
         if body.prompts is not None:
-            prompts = body.prompts
-            records = await unless_gone(
-                request,
-                engine.describe(image_id, await asyncio.to_thread(lambda: [to_prompt(each, size) for each in prompts])),
-            )
+            work = engine.describe(image_id, await _prompts(body.prompts, size))
         else:
             masks = body.masks or []
-            records = await unless_gone(
-                request,
-                engine.describe(image_id, await asyncio.to_thread(lambda: [to_record(each, size) for each in masks])),
-            )
-        return JSONResponse(masks_form(size, records))
+            work = engine.describe(image_id, await asyncio.to_thread(lambda: [to_record(each, size) for each in masks]))
+        return JSONResponse(masks_form(size, await unless_gone(request, work)))
 
     return router
+
+
+async def _prompts(bodies: Sequence[PromptBody], size: tuple[int, int]) -> list[Prompt]:
+    """Masks take time to unfold, so they are left to a thread; clicks do not wait for one."""
+    check_together(bodies, size)
+    if any(each.mask is not None for each in bodies):
+        return await asyncio.to_thread(lambda: [to_prompt(each, size) for each in bodies])
+    return [to_prompt(each, size) for each in bodies]
 
 
 def image_form(state: ImageState, variant: str) -> dict[str, Any]:

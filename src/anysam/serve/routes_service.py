@@ -8,7 +8,7 @@ from starlette.responses import JSONResponse, Response
 
 from anysam import __version__
 from anysam.catalogue import VARIANTS
-from anysam.serve.engine_types import Engine
+from anysam.serve.engine_types import Engine, NotEnabled
 from anysam.serve.metrics import CONTENT_TYPE, Metrics
 from anysam.serve.problems import Problem
 from anysam.serve.routes_images import conditional, problems
@@ -79,7 +79,7 @@ def make_service_router(
                 "description": "an ONNX file",
             },
             304: {"description": "as it was"},
-            **problems(404, 409),
+            **problems(404),
         },
     )
     async def decoder_file(
@@ -90,16 +90,18 @@ def make_service_router(
         headers = {"ETag": f'"{info["sha256"]}"', "Cache-Control": "private, no-cache"}
         return conditional(data, headers, if_none_match)
 
-    @router.get("/v1/decoder/info", responses=problems(404, 409))
+    @router.get("/v1/decoder/info", responses=problems(404))
     async def decoder_info() -> dict[str, Any]:
         """Inputs, outputs and frame of /v1/decoder, and by how much it differs from PyTorch."""
         return (await _decoder(decoder))[1]
 
+    @router.head("/healthz", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> Status:
         """The process lives."""
         return Status(status="ok")
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={503: {"model": Status}})
     async def readyz() -> Response:
         """Whether it takes work."""
@@ -122,4 +124,7 @@ def make_service_router(
 async def _decoder(provider: DecoderProvider | None) -> tuple[bytes, dict[str, Any]]:
     if provider is None:
         raise Problem(404, "This server has no decoder for browsers; ask it to predict.")
-    return await provider.file()
+    try:
+        return await provider.file()
+    except NotEnabled as error:
+        raise Problem(404, str(error)) from error

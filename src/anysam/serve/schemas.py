@@ -4,19 +4,22 @@ Prompts and masks have the forms that the commands print: `anysam.Prompt.to_dict
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from anysam import rle
 from anysam.automatic.options import MOST_POINTS_PER_SIDE, EverythingOptions
 from anysam.automatic.presets import preset
 from anysam.errors import OptionError, PromptError
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
-from anysam.rle import read_rle
 
 MAX_PROMPTS = 256
-MAX_POINTS = 10_000
+MAX_POINTS = 256  # of one prompt: the decoder compares each with each
+MAX_VERTICES = 10_000  # of an outline or a stroke
+MAX_MASK_PIXELS = 2**29  # of the masks and outlines of one request, unfolded to a byte a pixel
 MAX_MASKS = 2000
 MAX_SIDE = 1_000_000
 MAX_POINTS_PER_SIDE = min(64, MOST_POINTS_PER_SIDE)
@@ -61,9 +64,9 @@ class PromptBody(Strict):
     box: Box | None = None
     mask: RleBody | None = None
     low_res_logits: LogitsBody | None = None
-    polygon: Annotated[list[Point], Field(max_length=MAX_POINTS)] | None = None
-    scribble: Annotated[list[Point], Field(max_length=MAX_POINTS)] | None = None
-    scribble_negative: Annotated[list[Point], Field(max_length=MAX_POINTS)] | None = None
+    polygon: Annotated[list[Point], Field(max_length=MAX_VERTICES)] | None = None
+    scribble: Annotated[list[Point], Field(max_length=MAX_VERTICES)] | None = None
+    scribble_negative: Annotated[list[Point], Field(max_length=MAX_VERTICES)] | None = None
     text: Words | None = None
 
 
@@ -194,6 +197,17 @@ class ServiceAnswer(BaseModel):
     version: str
 
 
+def check_together(bodies: Sequence[PromptBody], size: tuple[int, int]) -> None:
+    """Raises PromptError for more masks and outlines of an image (H, W) than a request may unfold."""
+    masks = sum(each.mask is not None or each.polygon is not None for each in bodies)
+    most = max(1, MAX_MASK_PIXELS // (size[0] * size[1]))
+    if masks > most:
+        raise PromptError(
+            f"A request about an image of {size[1]}x{size[0]} pixels may have {most} masks and polygons, got {masks}; "
+            "send several requests."
+        )
+
+
 def to_prompt(body: PromptBody, size: tuple[int, int]) -> Prompt:
     """Raises PromptError. A mask of another size than the image's (H, W) is refused before it takes memory."""
     if body.mask is not None:
@@ -205,11 +219,11 @@ def to_record(body: MaskBody, size: tuple[int, int]) -> MaskRecord:
     """Raises OptionError, PromptError. Area and box are the mask's own, whatever was said."""
     _check_size(body.segmentation, size)
     record = MaskRecord.from_dict(body.model_dump())
-    own = MaskRecord.from_mask(record.to_mask(), record.predicted_iou)
-    if (own.area, own.box) != (record.area, record.box):
+    area, box = rle.area(record.segmentation), rle.box(record.segmentation) or (0, 0, 0, 0)
+    if (area, *box) != (record.area, *record.box):
         raise OptionError(
-            f"A mask has an area of {own.area} and the box {list(own.box)}, but it says {record.area} and "
-            f"{list(record.box)}; send it as it was received."
+            f"A mask has an area of {area} and the box {list(box)}, but it says {record.area} and {list(record.box)}; "
+            "send it as it was received."
         )
     return record
 
@@ -229,6 +243,6 @@ def _check_size(mask: RleBody, size: tuple[int, int]) -> None:
             "give a mask of the original image's size."
         )
     try:
-        read_rle(mask.model_dump())
+        rle.read_rle(mask.model_dump())
     except OptionError as error:
         raise PromptError(str(error)) from error

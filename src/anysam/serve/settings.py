@@ -1,11 +1,17 @@
 """What a server allows, as one value. Reads no files and starts nothing."""
 
+import ipaddress
+import re
 from dataclasses import dataclass
 
 from anysam.errors import OptionError
 
 MIB = 1024**2
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
+ANY_HOST = "*"
+
+_TOKEN = re.compile(r"[!-~]+")
+_ORIGIN = re.compile(r"https?://[^\s/?#@]+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -13,9 +19,11 @@ class ServeSettings:
     """What requests may do and bring.
 
     token: what `Authorization: Bearer` must carry; None lets everybody in. hosts: names that the Host header may have,
-    in small letters without a port; empty for any. cors: origins ("https://example.org") of other pages that may use
-    the API. allow_urls: whether images are fetched from addresses that clients name. upload_bytes: of one image.
-    max_pixels: of one image. json_bytes: of one JSON body.
+    in small letters without a port; "*" for any. Numbers such as 192.0.2.7 are always let in: a page cannot point them
+    elsewhere. cors: origins ("https://example.org") of other pages that may use the API. allow_urls: whether images are
+    fetched from addresses that clients name. upload_bytes: of one image. max_pixels: of one image. json_bytes: of one
+    JSON body. held_bytes: of the bodies of all requests until they are answered; always room for two uploads.
+    max_requests: at once; health is answered besides. Raises OptionError.
     """
 
     token: str | None = None
@@ -25,16 +33,36 @@ class ServeSettings:
     upload_bytes: int = 32 * MIB
     max_pixels: int = 64_000_000
     json_bytes: int = 16 * MIB
+    held_bytes: int = 512 * MIB
+    max_requests: int = 512
 
     def __post_init__(self) -> None:
-        if self.token is not None and (not self.token or not self.token.isascii() or " " in self.token):
-            raise OptionError("The token must be ASCII characters without spaces, at least one; choose another.")
+        if self.token is not None and not _TOKEN.fullmatch(self.token):
+            raise OptionError(
+                "The token must be visible ASCII characters without spaces, at least one; choose another."
+            )
         for origin in self.cors:
-            scheme, found, rest = origin.partition("://")
-            if scheme not in ("http", "https") or not found or not rest or "/" in rest:
+            if not _ORIGIN.fullmatch(origin):
                 raise OptionError(f"An origin is like https://example.org, without a path, got {origin!r}.")
+        for name in ("upload_bytes", "max_pixels", "json_bytes", "held_bytes", "max_requests"):
+            if getattr(self, name) < 1:
+                raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}.")
 
 
 def is_loopback(host: str) -> bool:
     """Whether a server bound to `host` is reached from this machine only."""
-    return host in LOOPBACK_HOSTS or host.startswith("127.")
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def is_number(host: str) -> bool:
+    """Whether a Host header's name is an IP address."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
