@@ -10,10 +10,13 @@ examples:
 
 import argparse
 import sys
+import threading
 import webbrowser
 from functools import partial
+from urllib.parse import quote
 
-from anysam.commands.serving import Serving, add_serving_options, chosen_token, run_server
+from anysam.commands.serving import Serving, run_server
+from anysam.commands.serving_options import add_serving_options, chosen_token
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,4 +35,6 @@ def _open(arguments: argparse.Namespace, address: str) -> None:
     if not arguments.no_browser:
         # The fragment stays in the browser: servers and logs never see it.
         token = chosen_token(arguments)
-        webbrowser.open(address if token is None else f"{address}#token={token}")
+        page = address if token is None else f"{address}#token={quote(token, safe='')}"
+        # In a thread: browsers in a terminal return when they are closed.
+        threading.Thread(target=webbrowser.open, args=(page,), daemon=True).start()

@@ -1,6 +1,7 @@
 """The decoder that browsers get: exported once in a thread, then kept on disk. torch and onnx are imported late."""
 
 import asyncio
+import importlib.util
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,14 @@ from anysam.home import home
 
 if TYPE_CHECKING:
     from anysam.predictor import Model
+
+
+def make_page_decoder(model: "Model") -> "PageDecoder | None":
+    """The decoder of a model, or None where there can be none: the server decodes then."""
+    from anysam.models import PromptableModel
+
+    packages = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
+    return PageDecoder(model) if packages and isinstance(model.network, PromptableModel) else None
 
 
 class PageDecoder:

@@ -7,13 +7,14 @@ examples:
   anysam serve
   anysam serve --model mobile_sam --port 9000 --cache embeddings/
   anysam serve --host 0.0.0.0 --token "$(openssl rand -hex 16)" --db projects.sqlite
-  curl --data-binary @photo.jpg http://127.0.0.1:8000/v1/images?wait=30
+  curl --data-binary @photo.jpg "http://127.0.0.1:8000/v1/images?wait=30"
 """
 
 import argparse
 import sys
 
-from anysam.commands.serving import Serving, add_serving_options, run_server
+from anysam.commands.serving import Serving, run_server
+from anysam.commands.serving_options import add_serving_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
