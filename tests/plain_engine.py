@@ -36,6 +36,7 @@ class PlainEngine:
         self.variant = model.variant
         self.kept = {}
         self.cancelled = 0
+        self.held = False  # whether everything mode has come to that
         self.hold = None  # an asyncio.Event that everything mode waits for between its progress and its result
         self.fault = None  # raised by predict
 
@@ -86,6 +87,7 @@ class PlainEngine:
         try:
             yield Progress(0.5)
             if self.hold is not None:
+                self.held = True
                 await self.hold.wait()
             records = await asyncio.to_thread(self.model.everything, kept.encoded, options)
             finished = True

@@ -3,13 +3,17 @@
 import asyncio
 import contextlib
 import io
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -21,7 +25,8 @@ from anysam import Prompt
 from anysam.automatic.presets import preset
 from anysam.cli import main
 from anysam.commands.page_decoder import PageDecoder
-from anysam.errors import ImageError
+from anysam.commands.serving import listen
+from anysam.errors import ImageError, OptionError
 from anysam.serve.client import Client, ServerError
 from anysam.serve.engine_types import NotEnabled
 from plain_engine import photograph
@@ -162,20 +167,64 @@ def test_many_clients_get_their_own_answers(server):
     assert not wrong
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+def test_the_curl_lines_of_the_documents_do_what_they_say(server, tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(png(np.tile(photograph(), (8, 8, 1))))  # 640x480: the documents' points fit
+    lines = Path("docs/serve.md").read_text(encoding="utf-8").splitlines()
+    environment = {**os.environ, "SERVER": server.rstrip("/")}
+    statuses = {}
+    for line in [each for each in lines if each.startswith("curl ")]:
+        command = f"{line} -w '\\n%{{http_code}}'"
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+        )
+        body, _, status = done.stdout.rpartition("\n")
+        statuses[line] = int(status)
+        if "IMAGE" not in environment and status == "201":
+            environment["IMAGE"] = json.loads(body)["id"]
+    needs_more = [line for line in statuses if '"text"' in line or "/describe" in line]
+    assert len(statuses) > 12 and len(needs_more) == 2
+    for line, status in statuses.items():
+        assert status == 409 if line in needs_more else 200 <= status < 300, (line, status)
+
+
+def number_of(server, name):
+    text = httpx.get(f"{server}metrics", trust_env=False).text
+    return float(re.search(rf"^{name} (\S+)$", text, re.MULTILINE)[1])
+
+
+def test_closing_the_connection_ends_everything_mode(server):
+    with Client(server) as client:
+        image = client.add_image(png(np.tile(photograph(), (4, 4, 1))))
+        before = number_of(server, "anysam_cancelled_total")
+        with pytest.raises(InterruptedError):
+            client.everything(image, "dense", progress=lambda done: (_ for _ in ()).throw(InterruptedError))
+        end = time.monotonic() + 60
+        while number_of(server, "anysam_everything_running") and time.monotonic() < end:
+            time.sleep(0.05)
+        assert number_of(server, "anysam_everything_running") == 0
+        assert number_of(server, "anysam_cancelled_total") == before + 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_a_signal_ends_the_server_with_status_0(number):
+def test_a_signal_ends_the_server_with_status_0_whatever_it_does(number):
     with serving("serve") as (process, address, rest):
         assert httpx.get(f"{address}healthz", trust_env=False).json() == {"status": "ok"}
-        process.send_signal(number)
-        assert process.wait(20) == 0
-        assert "Traceback" not in "".join(rest)
+        with Client(address) as client, contextlib.suppress(ServerError):
+            image = client.add_image(png(np.tile(photograph(), (4, 4, 1))))
+            client.everything(image, "dense", progress=lambda done: process.send_signal(number))
+        assert process.wait(60) == 0
+    assert "Traceback" not in "".join(rest)
 
 
-def test_other_machines_need_a_token_or_a_clear_word(capsys):
+def test_other_machines_need_a_token_or_a_clear_word(capsys, tmp_path):
     assert main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 2
     assert "--token" in capsys.readouterr().err
-    with serving("serve", "--host", "0.0.0.0", ANYSAM_TOKEN="s3cret") as (_, address, _):
+    (tmp_path / "token").write_text("s3cret\n")
+    with serving("serve", "--host", "0.0.0.0", "--token-file", str(tmp_path / "token")) as (_, address, _):
+        named = {"Host": "anysam.example", "Authorization": "Bearer s3cret"}
+        assert httpx.get(f"{address}v1/models", headers=named, trust_env=False).status_code == 403
         with pytest.raises(ServerError, match="token"), Client(address) as stranger:
             stranger.models()
         with Client(address, token="s3cret") as friend:
@@ -189,21 +238,50 @@ def test_other_machines_need_a_token_or_a_clear_word(capsys):
         (["--queue", "0"], "--queue"),
         (["--memory", "lots"], "lots"),
         (["--token", ""], "token"),
+        (["--token", "a", "--token-file", "b"], "--token-file"),
+        (["--token-file", "no such file"], "no such file"),
+        (["--token-file", os.devnull], "no token"),
         (["--cors", "example.org"], "https://example.org"),
+        (["--max-upload", "1G"], "--memory"),
+        (["--host", "no host at all"], "--host"),
+        (["--db", "mysql://nobody@nowhere/none"], "mysql"),
         (["--db", "a.sqlite", "--no-projects"], "--no-projects"),
         (["--max-pixels", "0"], "--max-pixels"),
     ],
     ids=str,
 )
-def test_options_that_make_no_sense_are_told_before_anything_starts(words, said, capsys):
-    assert main(["serve", *words]) == 2
+def test_options_that_make_no_sense_are_told_before_anything_starts(words, said, capsys, monkeypatch):
+    monkeypatch.setattr("anysam.commands.serving.load_model", None)
+    monkeypatch.delenv("ANYSAM_TOKEN", raising=False)
+    insecure = ["--insecure"] if "--host" in words else []
+    assert main(["serve", "--port", "0", *insecure, *words]) == 2
     assert said in capsys.readouterr().err
 
 
-def test_a_port_that_is_taken_is_told_and_app_takes_another(capsys):
+def test_a_port_that_is_taken_is_told_and_app_takes_another(capsys, monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         assert main(["serve", "--port", str(port)]) == 2
         assert f"port {port}" in capsys.readouterr().err
+        monkeypatch.setattr("anysam.commands.serving.DEFAULT_PORT", port)
+        with listen("127.0.0.1", None, free=True) as other:
+            assert other.getsockname()[1] != port
+        with pytest.raises(OptionError):
+            listen("127.0.0.1", None, free=False)
+
+
+def test_app_opens_the_page_with_its_token_in_the_fragment(monkeypatch):
+    opened = []
+    monkeypatch.setattr("anysam.commands.app.webbrowser.open", opened.append)
+    serve = {}
+    monkeypatch.setattr("anysam.commands.app.run_server", lambda arguments, serving: serve.update(it=serving) or 0)
+    for words, wanted in (([], "http://x/"), (["--token", "a&b"], "http://x/#token=a%26b"), (["--no-browser"], None)):
+        assert main(["app", *words]) == 0
+        before = threading.active_count()
+        serve["it"].ready("http://x/")
+        end = time.monotonic() + 5
+        while threading.active_count() > before and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (opened.pop() if opened else None) == wanted

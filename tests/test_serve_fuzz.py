@@ -20,6 +20,7 @@ from schemathesis.specs.openapi.checks import (
 
 import anysam
 from anysam.serve.application import make_application
+from anysam.serve.engine_types import Progress
 from anysam.serve.projects.database import open_projects
 from anysam.serve.projects.routes import make_router
 from anysam.serve.settings import ServeSettings
@@ -33,10 +34,16 @@ class Decoder:
         return b"onnx", {"sha256": "abc"}
 
 
+async def nothing(image_id, options):
+    yield Progress(0.5)
+    yield ()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The application with one image and one project, whose ids fill the paths of half of the requests."""
     engine = PlainEngine(anysam.load())
+    engine.everything = nothing  # the model takes whole seconds, whatever it is asked
     projects = open_projects(tmp_path_factory.mktemp("db") / "p.sqlite")
     settings = ServeSettings(hosts=frozenset())
     app = make_application(engine, settings, decoder=Decoder(), routers=[make_router(projects, engine)], page=None)
@@ -68,8 +75,6 @@ def test_no_request_makes_the_server_fail_or_answer_otherwise_than_described(ser
     asked = 0
     for result in schema.get_all_operations():
         operation = result.ok()
-        if operation.path.endswith("/everything"):
-            continue  # whole seconds each; its body is tested beside the other routes
 
         @bounded(
             max_examples=EXAMPLES,
@@ -88,7 +93,8 @@ def test_no_request_makes_the_server_fail_or_answer_otherwise_than_described(ser
             if case.method == "DELETE" and known and case.path.count("{") == 1:
                 return  # the image and the project that others ask for
             response = case.call()
-            case.validate_response(response, checks=[not_a_server_error] if known else checks)
+            # With ids that are known a request that was meant to be wrong may be right.
+            case.validate_response(response, checks=checks[:-1] if known else checks)
 
         ask()
     assert asked > 100

@@ -2,28 +2,20 @@
 
 import asyncio
 import base64
-import io
-import json
 import logging
 import re
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load
 
 import anysam
 from anysam import MaskRecord, Prompt
-from anysam.automatic.presets import preset
 from anysam.serve.application import make_application
-from anysam.serve.engine_types import Overloaded, Progress
-from anysam.serve.events import EventStream
-from anysam.serve.settings import ServeSettings
+from anysam.serve.engine_types import Overloaded
+from http_server import CLICK, Decoder, Server, png, raw
 from plain_engine import PlainEngine, photograph
-
-CLICK = {"points": [[40, 30]]}
 
 
 @pytest.fixture(scope="module")
@@ -31,46 +23,9 @@ def model():
     return anysam.load()
 
 
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-class Decoder:
-    async def file(self):
-        return b"onnx", {"sha256": "abc", "variant": "anysam_lite"}
-
-
-class Server:
-    """A client of an application, without a network."""
-
-    def __init__(self, model, page=None, **settings):
-        self.engine = PlainEngine(model)
-        self.app = make_application(self.engine, ServeSettings(**settings), decoder=Decoder(), page=page)
-
-    def __call__(self, method, path, expected=200, host="localhost:8000", **options):
-        async def ask():
-            transport = httpx.ASGITransport(self.app)
-            async with httpx.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
-                return await client.request(method, path, **options)
-
-        response = asyncio.run(ask())
-        assert response.status_code == expected, (response.status_code, response.text[:300])
-        if expected >= 400:
-            assert response.headers["content-type"] == "application/problem+json"
-            assert response.json()["status"] == expected and response.json()["detail"]
-            assert response.json()["request_id"] == response.headers["x-request-id"]
-        return response
-
-    def add(self, pixels=None):
-        data = png(photograph() if pixels is None else pixels)
-        return self("POST", "/v1/images", 201, content=data).json()["id"]
-
-
 @pytest.fixture(scope="module")
 def server(model):
-    return Server(model)
+    return Server(model, decoder=Decoder())
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +33,7 @@ def image(server):
     return server.add()
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_upload_is_answered_with_where_and_what_it_is(server):
@@ -115,26 +70,6 @@ def test_what_is_no_image_is_refused(server, status, options):
     server("POST", "/v1/images", status, **options)
 
 
-@pytest.mark.parametrize("form", [False, True])
-def test_an_upload_may_be_so_large_and_no_larger(model, form):
-    data = png(photograph())
-    for limit, status in ((len(data), 201), (len(data) - 1, 413)):
-        options = {"files": {"file": ("a.png", data)}} if form else {"content": data}
-        Server(model, upload_bytes=limit)("POST", "/v1/images", status, **options)
-
-
-def test_a_body_that_does_not_say_its_length_is_cut_off(model):
-    sent = []
-
-    async def endless():
-        while True:
-            sent.append(1)
-            yield bytes(100_000)
-
-    Server(model, upload_bytes=300_000)("POST", "/v1/images", 413, content=endless())
-    assert len(sent) < 10
-
-
 def test_a_removed_image_is_unknown(server):
     image = server.add()
     server("DELETE", f"/v1/images/{image}", 204)
@@ -146,13 +81,8 @@ def test_a_removed_image_is_unknown(server):
 @pytest.mark.parametrize("image_id", ["x", "../../etc/passwd", "A" * 32, "%00" * 3])
 def test_what_is_no_id_finds_nothing(server, image_id):
     assert server.engine.kept is not None
-    response = asyncio.run(_raw(server.app, f"/v1/images/{image_id}"))
+    response = asyncio.run(raw(server.app, f"/v1/images/{image_id}"))
     assert response.status_code in (404, 422)
-
-
-async def _raw(app, path, method="GET", headers=None):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as client:
-        return await client.request(method, path, headers=headers)
 
 
 def test_the_embedding_is_the_model_s_own_and_is_sent_once(server, model, image):
@@ -167,7 +97,7 @@ def test_the_embedding_is_the_model_s_own_and_is_sent_once(server, model, image)
     assert server("GET", f"/v1/images/{image}/embedding", 304, headers=again).content == b""
 
 
-# --- prompts ----------------------------------------------------------------------------------------------------------
+# --- prompts ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("multimask", [None, True, False])
@@ -221,6 +151,7 @@ def test_logits_refine(server, image):
         (422, b'{"prompts": [{"points": [[NaN, 30]]}]}'),
         (422, {"prompts": [{"box": [30, 30, 10, 10]}]}),
         (422, {"prompts": [CLICK] * 257}),
+        (422, {"prompts": [{"points": [[40, 30]] * 257}]}),
         (422, {"prompts": [{"mask": {"size": [100000, 100000], "counts": [10**10]}}]}),
         (422, {"prompts": [{"mask": {"size": [60, 80], "counts": "nonsense"}}]}),
         (422, {"prompts": [{"low_res_logits": {"shape": [4, 4], "float32": "AAAA"}}]}),
@@ -231,6 +162,15 @@ def test_logits_refine(server, image):
 def test_malformed_prompts_are_refused(server, image, status, body):
     options = {"content": body, "headers": {"content-type": "application/json"}} if isinstance(body, bytes) else {}
     server("POST", f"/v1/images/{image}/predict", status, **(options or {"json": body}))
+
+
+def test_masks_that_would_not_fit_in_memory_together_are_refused(server, image, monkeypatch):
+    monkeypatch.setattr("anysam.serve.schemas.MAX_MASK_PIXELS", 2 * 60 * 80)
+    mask = Prompt(mask=photograph()[..., 0] > 100).to_dict()
+    outline = {"polygon": [[30, 20], [50, 20], [40, 45]]}
+    server("POST", f"/v1/images/{image}/predict", json={"prompts": [mask, outline]})
+    problem = server("POST", f"/v1/images/{image}/predict", 422, json={"prompts": [mask, mask, outline]}).json()
+    assert "2 masks and polygons, got 3" in problem["detail"]
 
 
 def test_a_full_queue_says_when_to_come_again(model):
@@ -261,163 +201,7 @@ def test_describing_needs_a_describer_and_one_kind_of_thing(server, image):
         server("POST", f"/v1/images/{image}/describe", 422, json=body)
 
 
-# --- everything -------------------------------------------------------------------------------------------------------
-
-
-def events(text):
-    blocks = [block.splitlines() for block in text.strip().split("\n\n") if not block.startswith(":")]
-    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in blocks]
-
-
-def test_everything_is_the_model_s_with_and_without_progress(server, model, image):
-    body = {"preset": "fast", "options": {"max_masks": 5}}
-    options = anysam.EverythingOptions(**{**vars(preset("fast", "anysam_lite")), "max_masks": 5})
-    wanted = [record.to_dict() for record in model.everything(model.encode(photograph()).rounded(), options)]
-    answer = server("POST", f"/v1/images/{image}/everything", json=body).json()
-    assert answer == {"size": [60, 80], "masks": wanted} and wanted
-    told = server("POST", f"/v1/images/{image}/everything", json=body, headers={"Accept": "text/event-stream"})
-    assert told.headers["content-type"].startswith("text/event-stream")
-    assert events(told.text) == [("progress", {"done": 0.5}), ("result", answer)]
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"preset": "none"},
-        {"options": {"points_per_side": 65}},
-        {"options": {"crop_n_layers": 2}},
-        {"options": {"tile": 64}},
-        {"options": {"pred_iou_thresh": 2}},
-        {"options": {"levels": ["whole", "whole"]}},
-    ],
-    ids=str,
-)
-def test_everything_s_options_are_bounded(server, image, body):
-    server("POST", f"/v1/images/{image}/everything", 422, json=body)
-
-
-@pytest.mark.parametrize("accept", ["text/event-stream", "application/json"])
-def test_a_client_that_goes_cancels_everything(model, accept):
-    async def go():
-        server = Server(model)
-        server.engine.hold = asyncio.Event()
-        state = await server.engine.add_image(png(photograph()))
-        left, sent = asyncio.Event(), []
-        body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
-
-        async def receive():
-            message = next(body, None)
-            if message is None:
-                await left.wait()
-                return {"type": "http.disconnect"}
-            return message
-
-        async def send(message):
-            sent.append(message)
-
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "path": f"/v1/images/{state.image_id}/everything",
-            "raw_path": b"",
-            "query_string": b"",
-            "headers": [(b"host", b"localhost"), (b"accept", accept.encode()), (b"content-type", b"application/json")],
-            "http_version": "1.1",
-            "scheme": "http",
-            "server": ("localhost", 80),
-            "client": ("127.0.0.1", 1),
-            "root_path": "",
-        }
-        running = asyncio.create_task(server.app(scope, receive, send))
-        while not (sent and len(sent) > 1) and accept == "text/event-stream":
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.05)
-        left.set()
-        await asyncio.wait_for(running, 5)
-        return server.engine.cancelled
-
-    assert asyncio.run(go()) == 1
-
-
-def test_what_goes_wrong_after_the_first_events_is_an_event():
-    async def items():
-        yield Progress(0.1)
-        await asyncio.sleep(0)
-        raise Overloaded(3)
-
-    sent = []
-
-    async def run():
-        stream = EventStream(items(), lambda item: ("progress", {"done": item.done}), "id")
-        await stream.start()
-
-        async def receive():
-            await asyncio.Event().wait()
-
-        async def send(message):
-            sent.append(message)
-
-        await stream({}, receive, send)
-
-    asyncio.run(run())
-    told = events(b"".join(message.get("body", b"") for message in sent).decode())
-    assert [name for name, _ in told] == ["progress", "problem"] and told[1][1]["status"] == 503
-
-
-# --- the guard --------------------------------------------------------------------------------------------------------
-
-
-def test_without_the_token_only_the_page_and_health_answer(model, tmp_path):
-    (tmp_path / "index.html").write_text("page")
-    server = Server(model, page=tmp_path, token="s3cret")
-    for path in ("/", "/healthz", "/readyz"):
-        server("GET", path)
-    for path in ("/v1/models", "/metrics", "/openapi.json", "/v1/decoder", "/v1/images/" + "a" * 32):
-        assert server("GET", path, 401).headers["www-authenticate"].startswith("Bearer")
-        for wrong in ("Bearer s3cre", "Bearer s3crets", "Basic s3cret", "Bearer", "s3cret", "Bearer \xff"):
-            server("GET", path, 401, headers={"Authorization": wrong.encode("latin-1")})
-    server("GET", "/v1/models", headers={"Authorization": "bearer s3cret"})
-
-
-def test_other_hosts_and_origins_are_refused(model):
-    server = Server(model, cors=("https://friend.example",))
-    for host in ("localhost", "127.0.0.1:8000", "[::1]:8000", "LOCALHOST:1"):
-        server("GET", "/healthz", host=host)
-    for host in ("evil.example", "localhost.evil.example:8000", "127.0.0.1.evil.example"):
-        server("GET", "/healthz", 403, host=host)
-    data = {"content": png(photograph())}
-    for origin in ("http://evil.example", "null", "http://localhost:8001", "http://localhost:8000.evil.example"):
-        server("POST", "/v1/images", 403, headers={"Origin": origin}, **data)
-    server("POST", "/v1/images", 201, headers={"Origin": "http://localhost:8000"}, **data)
-    answer = server("POST", "/v1/images", 201, headers={"Origin": "https://friend.example"}, **data)
-    assert answer.headers["access-control-allow-origin"] == "https://friend.example"
-    asked = {"Origin": "https://friend.example", "Access-Control-Request-Method": "POST"}
-    allowed = server("OPTIONS", "/v1/images", 204, headers=asked).headers
-    assert "If-Match" in allowed["access-control-allow-headers"]
-    assert "access-control-allow-origin" not in server("GET", "/healthz", headers={"Origin": "http://evil"}).headers
-
-
-def test_every_answer_has_the_headers_that_keep_a_page_safe(server):
-    for path, status in (("/healthz", 200), ("/nothing", 404), ("/v1/images/x", 422)):
-        headers = server("GET", path, status).headers
-        policy = dict(part.strip().partition(" ")[::2] for part in headers["content-security-policy"].split(";"))
-        assert policy["script-src"] == "'self' 'wasm-unsafe-eval'" and policy["frame-ancestors"] == "'none'"
-        assert headers["x-content-type-options"] == "nosniff"
-        assert headers["cross-origin-embedder-policy"] == "require-corp"
-
-
-def test_the_log_has_no_user_data(model, caplog):
-    server = Server(model, token="s3cret")
-    own = {"Authorization": "Bearer s3cret"}
-    with caplog.at_level(logging.DEBUG, "anysam.serve"):
-        image = server("POST", "/v1/images?wait=1&secret=1", 201, content=png(photograph()), headers=own).json()["id"]
-        server("POST", f"/v1/images/{image}/predict", 409, json={"prompts": [{"text": "secret"}]}, headers=own)
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 2 and "POST /v1/images/{image_id}/predict 409" in lines[1]
-    assert not any(word in caplog.text for word in ("secret", "s3cret", image, "127.0.0.1"))
-
-
-# --- the server itself ------------------------------------------------------------------------------------------------
+# --- the server itself -----------------------------------------------------------------------------------------------
 
 
 def test_models_say_what_the_server_has(server):
@@ -436,11 +220,24 @@ def test_the_decoder_is_sent_once(server):
     server("GET", "/v1/decoder", 304, headers={"If-None-Match": response.headers["etag"]})
 
 
+def test_a_model_without_a_decoder_for_browsers_has_none_at_its_address(model):
+    without, refused = Decoder(), Server(model)
+    without.reason = "There is none."
+    for server, possible in ((Server(model, decoder=without), True), (refused, False)):
+        assert server("GET", "/v1/models").json()["decoder"] is possible
+        for path in ("/v1/decoder", "/v1/decoder/info"):
+            server("GET", path, 404)
+
+
 def test_metrics_count_requests_by_route(server, image):
     server("GET", f"/v1/images/{image}")
     text = server("GET", "/metrics").text
     assert 'anysam_requests_total{method="GET",route="/v1/images/{image_id}",status="200"}' in text
     assert "anysam_ready " in text and image not in text
+    page = Path("docs/serve.md").read_text(encoding="utf-8")
+    for name in re.findall(r"^# TYPE (\w+) ", text, re.MULTILINE):
+        if not name.startswith(("process_", "python_")) and not name.endswith("_created"):
+            assert f"`{name}`" in page, name
 
 
 def test_the_page_is_served_and_nothing_beside_it(model, tmp_path):
@@ -454,7 +251,7 @@ def test_the_page_is_served_and_nothing_beside_it(model, tmp_path):
     asset = server("GET", "/assets/run-abc.wasm")
     assert asset.headers["content-type"] == "application/wasm" and "immutable" in asset.headers["cache-control"]
     for path in ("/secret.txt", "/assets/../../secret.txt", "/..%2fsecret.txt", "/assets/"):
-        assert asyncio.run(_raw(server.app, path)).status_code == 404
+        assert asyncio.run(raw(server.app, path)).status_code == 404
     assert "make page" in Server(model, page=tmp_path)("GET", "/").text
 
 
@@ -465,7 +262,7 @@ def test_the_documents_name_every_route_and_no_other(model, tmp_path):
     engine = PlainEngine(model)
     projects = open_projects(tmp_path / "p.sqlite")
     app = make_application(engine, routers=[make_router(projects, engine)], page=None)
-    document = asyncio.run(_raw(app, "/openapi.json")).json()
+    document = asyncio.run(raw(app, "/openapi.json")).json()
     projects.close()
     told = set()
     for name in ("serve.md", "projects.md"):

@@ -8,6 +8,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 import base64
 import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,8 @@ from anysam.errors import AnySamError, ImageError, OptionError
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
 from anysam.serve.engine_types import Answer
+
+_LONGEST_WAIT = 30.0  # seconds, of one request
 
 
 class ServerError(AnySamError):
@@ -67,14 +70,21 @@ class Client:
         """
         data = image if isinstance(image, bytes) else _bytes(Path(image))
         headers = {"Content-Type": "application/octet-stream"}
-        request = self._http.build_request("POST", "/v1/images", params={"wait": wait}, content=data, headers=headers)
-        return self._checked(self._json(request))
+        state = self._json(self._http.build_request("POST", "/v1/images", content=data, headers=headers))
+        if wait > 0:
+            self.wait(state["id"], wait)
+        return str(state["id"])
 
     def wait(self, image_id: str, seconds: float = 30.0) -> bool:
-        """Whether the image can be clicked, after at most so many seconds (30 at the most). Raises ImageError."""
-        state = self._json(self._http.build_request("GET", f"/v1/images/{image_id}", params={"wait": seconds}))
-        self._checked(state)
-        return bool(state["state"] == "ready")
+        """Whether the image can be clicked, after at most so many seconds. Raises ImageError when it never can."""
+        end = time.monotonic() + seconds
+        while True:
+            left = min(max(0.0, end - time.monotonic()), _LONGEST_WAIT)
+            state = self._json(self._http.build_request("GET", f"/v1/images/{image_id}", params={"wait": left}))
+            if state["state"] == "failed":
+                raise ImageError(str(state["error"]))
+            if state["state"] == "ready" or time.monotonic() >= end:
+                return bool(state["state"] == "ready")
 
     def remove(self, image_id: str) -> None:
         """Have the server forget an image."""
@@ -127,11 +137,6 @@ class Client:
     def embedding(self, image_id: str) -> bytes:
         """The encoded image: a safetensors file with features in float16."""
         return self._send(self._http.build_request("GET", f"/v1/images/{image_id}/embedding")).content
-
-    def _checked(self, state: Mapping[str, Any]) -> str:
-        if state["state"] == "failed":
-            raise ImageError(str(state["error"]))
-        return str(state["id"])
 
     def _json(self, request: httpx.Request) -> Any:
         return self._send(request).json()
