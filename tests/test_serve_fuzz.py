@@ -45,7 +45,7 @@ def served(tmp_path_factory):
     engine = PlainEngine(anysam.load())
     engine.everything = nothing  # the model takes whole seconds, whatever it is asked
     projects = open_projects(tmp_path_factory.mktemp("db") / "p.sqlite")
-    settings = ServeSettings(hosts=frozenset())
+    settings = ServeSettings(hosts=frozenset({"*"}))
     app = make_application(engine, settings, decoder=Decoder(), routers=[make_router(projects, engine)], page=None)
     file = io.BytesIO()
     Image.fromarray(photograph()).save(file, "PNG")

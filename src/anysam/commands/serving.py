@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ _GRACE_SECONDS = 5
 _KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of usual load balancers, which must not find a connection closed
 _MAX_CONNECTIONS = 1024  # more are answered with 503 by uvicorn itself
 _BACKLOG = 1024
+_THREADS = "anysam-"  # how the names of the engine's threads begin
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,13 @@ def run_server(arguments: argparse.Namespace, serving: Serving) -> int:
 
             projects = open_projects(arguments.db)
             stack.callback(projects.close)
-        return _serve(arguments, serving, settings, limits, listening, projects)
+        _serve(arguments, serving, settings, limits, listening, projects)
+    if any(thread.daemon and thread.name.startswith(_THREADS) for thread in threading.enumerate()):
+        # They are inside PyTorch, cannot be stopped, and would abort the process when Python ends before them.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+    return 0
 
 
 def listen(host: str, port: int | None, free: bool) -> socket.socket:
@@ -99,7 +107,7 @@ def _serve(
     limits: EngineLimits,
     listening: socket.socket,
     projects: "Projects | None",
-) -> int:
+) -> None:
     import asyncio
 
     from anysam.commands.page_decoder import make_page_decoder
@@ -130,7 +138,6 @@ def _serve(
         asyncio.run(run())
     except KeyboardInterrupt:  # how a server is meant to end
         print("stopped.", file=sys.stderr)
-    return 0
 
 
 def _project_router(projects: "Projects", engine: "Engine", settings: "ServeSettings") -> "APIRouter":
@@ -197,12 +204,15 @@ def _address(listening: socket.socket) -> str:
 
 
 def _log_to_stderr() -> None:
+    import asyncio
     import logging
 
     from anysam.serve.logs import LOGGER
 
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    # Requests that are cut off when the server ends are no errors.
+    handler.addFilter(lambda record: not record.exc_info or record.exc_info[0] is not asyncio.CancelledError)
     for name, level in ((LOGGER, logging.INFO), ("uvicorn.error", logging.WARNING)):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

@@ -4,6 +4,7 @@ Plain ASGI, so that bodies are counted as they come in and answers may be stream
 no log: a line has its id, method, route, status and milliseconds.
 """
 
+import asyncio
 import hmac
 import secrets
 import time
@@ -77,6 +78,10 @@ class Guard:
                 await answer({"type": "http.response.body", "body": b""})
             else:
                 await self.app(scope, body, answer)
+        except asyncio.CancelledError:  # the server ends, and this request had its time
+            if answer.status is not None:
+                raise
+            await _tell(Problem(503, "The server is ending.", {"Retry-After": "5"}), request_id, scope, receive, answer)
         except Exception as error:  # the outermost place: the server goes on
             problem = as_problem(error)
             if problem is None:
