@@ -39,6 +39,7 @@ def certify(data: bytes, model: Model, encodings: Sequence[EncodedImage]) -> dic
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     worst_logit, worst_iou, signs, calls = 0.0, 0.0, 0, 0
     for encoded, points, labels, mask_logits, masked in _inputs(model, encodings):
