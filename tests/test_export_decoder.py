@@ -1,6 +1,9 @@
 """An exported decoder says what PyTorch says, is certified honestly, and is the same file every time."""
 
+import contextlib
 import dataclasses
+import hashlib
+import io
 import json
 import re
 from pathlib import Path
@@ -16,7 +19,7 @@ import anysam
 from anysam.cli import main
 from anysam.errors import ExportError, OptionError
 from anysam.export.certificate import certify, onnx_inputs, sample_photographs
-from anysam.export.decoder import DecoderOptions, export_decoder
+from anysam.export.decoder import DecoderFile, DecoderOptions, export_decoder
 from tiny_models import TINY, tiny_model
 
 EXPORTABLE = (
@@ -31,12 +34,32 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def exported(model):
-    return export_decoder(model, DecoderOptions(half=True))
+def written(tmp_path_factory):
+    """The path that `anysam export decoder --half --json` wrote to, and what it printed."""
+    path, printed = tmp_path_factory.mktemp("written") / "d.onnx", io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert main(["export", "decoder", "--half", "-o", str(path), "--json"]) == 0
+    return path, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def exported(written):
+    path, _ = written
+    return DecoderFile(path.read_bytes(), json.loads(path.with_suffix(".json").read_text()))
+
+
+@pytest.fixture
+def uncertified(monkeypatch):
+    """What the certificate says, in place of measuring it."""
+    measured = {"max_logit_difference": 0.0, "max_iou_difference": 0.0}
+    monkeypatch.setattr("anysam.export.decoder.certify", lambda *given: measured)
+    return measured
 
 
 def session(data):
-    return onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
 
 
 def test_the_built_in_decoder_answers_as_pytorch_does_on_other_photographs(model, exported):
@@ -56,16 +79,37 @@ def test_the_built_in_decoder_answers_as_pytorch_does_on_other_photographs(model
         assert np.abs(again[:, :1] - found[:, :1]).max() > 0.1  # the mask was heard
 
 
-def test_half_is_half_as_large_and_loses_nothing_of_the_built_in_model(model, exported):
-    whole = export_decoder(model)
-    assert len(exported.data) < 0.6 * len(whole.data)
-    assert (
-        exported.info["certificate"]["max_logit_difference"] == whole.info["certificate"]["max_logit_difference"] < 1e-4
-    )
+def test_half_is_half_as_large_and_loses_nothing_of_the_built_in_model(model, exported, uncertified):
+    data = export_decoder(model).data
+    assert len(exported.data) < 0.6 * len(data)
+    encoded = model.encode("examples/images/coffee.png")
+    points, labels = torch.tensor([[[200.0, 150.0], [0.0, 0.0]]]), torch.tensor([[1, -1]])
+    whole, half = session(data), session(exported.data)
+    inputs = onnx_inputs(whole, encoded, points, labels, None)
+    for wanted, found in zip(whole.run(None, inputs), half.run(None, inputs), strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
-def test_the_same_weights_give_the_same_file(model, exported):
-    assert export_decoder(model, DecoderOptions(half=True)).data == exported.data
+def test_half_of_weights_that_are_not_float16_is_refused():
+    with pytest.raises(ExportError, match="export without half"):
+        export_decoder(tiny_model("mobile_sam"), DecoderOptions(half=True))
+
+
+def test_without_has_mask_the_mask_logits_do_not_count(model, exported):
+    running = session(exported.data)
+    encoded = model.encode("examples/images/coffee.png")
+    points, labels = torch.tensor([[[200.0, 150.0], [0.0, 0.0]]]), torch.tensor([[1, -1]])
+    plain = onnx_inputs(running, encoded, points, labels, None)
+    noise = np.random.default_rng(0).normal(0, 6, plain["mask_logits"].shape).astype(np.float32)
+    silent = running.run(None, plain | {"mask_logits": noise})
+    heard = running.run(None, plain | {"mask_logits": noise, "has_mask": np.ones(1, np.float32)})
+    np.testing.assert_array_equal(silent[0], running.run(None, plain)[0])
+    assert np.abs(silent[0] - heard[0]).max() > 0.1
+
+
+def test_the_same_weights_give_the_same_file(model, exported, uncertified):
+    again = export_decoder(model, DecoderOptions(half=True))
+    assert again.data == exported.data and again.info["sha256"] == exported.info["sha256"]
 
 
 def test_the_description_says_what_the_file_takes(exported):
@@ -96,14 +140,24 @@ def test_a_file_with_another_weight_is_not_certified(model, exported):
     changed = onnx.load_from_string(exported.data)
     (weight,) = (each for each in changed.graph.initializer if each.name == "decoder.content.bias_half")
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) + np.float16(0.5), weight.name))
-    encodings = [model.encode(each) for each in sample_photographs(640)]
+    encodings = [model.encode(sample_photographs(640)[0])]
     assert certify(exported.data, model, encodings)["max_logit_difference"] < 1e-4
     assert certify(changed.SerializeToString(), model, encodings)["max_logit_difference"] > 1e-2
 
 
-def test_more_difference_than_allowed_is_refused(model):
-    with pytest.raises(ExportError, match=r"differs from PyTorch"):
-        export_decoder(model, DecoderOptions(tolerance=1e-12))
+def test_more_difference_than_allowed_is_refused():
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .* in a logit, more than 1e-12"):
+        export_decoder(tiny_model("mobile_sam"), DecoderOptions(tolerance=1e-12))
+
+
+@pytest.mark.parametrize("difference", [0.5, float("nan")])
+def test_predicted_iou_that_differ_are_refused_too(uncertified, difference):
+    uncertified["max_iou_difference"] = difference
+    with pytest.raises(ExportError, match="in a predicted IoU"):
+        export_decoder(tiny_model("mobile_sam"))
+
+
+def test_wrong_options_and_other_precisions_are_refused(model):
     for wrong in ({"tolerance": 0}, {"opset": 12}, {"half": 1}):
         with pytest.raises(OptionError):
             DecoderOptions(**wrong)
@@ -111,12 +165,22 @@ def test_more_difference_than_allowed_is_refused(model):
         export_decoder(dataclasses.replace(model, dtype=torch.bfloat16))
 
 
-def test_the_command_writes_the_file_and_its_description(tmp_path, capsys):
-    path = tmp_path / "d.onnx"
-    assert main(["export", "decoder", "--half", "-o", str(path), "--json"]) == 0
-    printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "d.json").read_text()) and printed["bytes"] == path.stat().st_size
+def test_the_latest_opset_that_is_offered_works():
+    file = export_decoder(tiny_model("anysam_lite"), DecoderOptions(opset=20))
+    assert {each.version for each in onnx.load_from_string(file.data).opset_import if not each.domain} == {20}
+
+
+def test_the_command_writes_the_file_and_its_description(written, exported):
+    _, printed = written
+    assert json.loads(printed) == exported.info
+    assert exported.info["sha256"] == hashlib.sha256(exported.data).hexdigest()
+    certificate = exported.info["certificate"]
+    assert certificate["half"] and certificate["inputs"] == 36 and 0 < certificate["max_logit_difference"] < 1e-4
+
+
+def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
     assert main(["export", "decoder", "-o", str(tmp_path / "d.bin")]) == 2
+    assert "must end in .onnx" in capsys.readouterr().err
     assert main(["export"]) == 0 and "decoder" in capsys.readouterr().out
     assert main(["export", "encoder"]) == 2
 

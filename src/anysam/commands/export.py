@@ -4,8 +4,8 @@ The image is still encoded by anysam; its features and the prompts go into the f
 compared with PyTorch on images and prompts of several kinds.
 
 examples:
-  anysam export decoder
-  anysam export decoder --model mobile_sam --half -o mobile_sam.onnx
+  anysam export decoder --half
+  anysam export decoder --model mobile_sam -o mobile_sam.onnx
 """
 
 import argparse
@@ -38,7 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser, name: str | None = None) -> N
     parser.add_argument(
         "-o", "--out", metavar="FILE", help="the ONNX file; FILE.json is beside it (default: MODEL_decoder.onnx)"
     )
-    parser.add_argument("--half", action="store_true", help="store weights as float16: half the size")
+    parser.add_argument(
+        "--half",
+        action="store_true",
+        help="store weights as float16: half the size, and exact for the built-in model; other models are refused "
+        "where rounding changes their masks too much",
+    )
     parser.add_argument("--json", action="store_true", help="print the description as JSON")
     add_allow(parser)
     parser.set_defaults(what=name)
@@ -58,11 +63,11 @@ def run(arguments: argparse.Namespace) -> int:
     from anysam.export.decoder import DecoderOptions, export_decoder
     from anysam.predictor import load
 
+    if arguments.out is not None and Path(arguments.out).suffix != ".onnx":
+        raise OptionError(f"--out must end in .onnx, got {arguments.out!r}; the description goes beside it.")
     with download_progress(arguments.model or "") as progress:
         model = load(arguments.model, device="cpu", progress=progress, allow=arguments.allow)
     path = Path(arguments.out or f"{model.variant}_decoder.onnx")
-    if path.suffix != ".onnx":
-        raise OptionError(f"--out must end in .onnx, got {path}; the description goes beside it.")
     file = export_decoder(model, DecoderOptions(half=arguments.half))
     write_atomic(path, lambda out: out.write(file.data))
     text = json.dumps(file.info, indent=2)

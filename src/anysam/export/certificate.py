@@ -39,13 +39,15 @@ def certify(data: bytes, model: Model, encodings: Sequence[EncodedImage]) -> dic
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     worst_logit, worst_iou, signs, calls = 0.0, 0.0, 0, 0
-    for encoded, points, labels, mask_logits in _inputs(model, encodings):
-        low_res_logits, ious = _expected(model, encoded, points, labels, mask_logits)
-        found_logits, found_ious = session.run(
-            ["low_res_logits", "iou_predictions"], onnx_inputs(session, encoded, points, labels, mask_logits)
-        )
+    for encoded, points, labels, mask_logits, masked in _inputs(model, encodings):
+        low_res_logits, ious = _expected(model, encoded, points, labels, mask_logits if masked else None)
+        inputs = onnx_inputs(session, encoded, points, labels, mask_logits)
+        # Without a mask there are logits all the same: has_mask alone must silence them.
+        inputs["has_mask"] = np.array([masked], np.float32)
+        found_logits, found_ious = session.run(["low_res_logits", "iou_predictions"], inputs)
         worst_logit = max(worst_logit, _difference(found_logits, low_res_logits))
         worst_iou = max(worst_iou, _difference(found_ious, ious))
         signs += int(np.count_nonzero((found_logits > 0) != (low_res_logits > 0)))
@@ -87,20 +89,18 @@ def low_res_size(encoded: EncodedImage, session: Any) -> tuple[int, int]:
 
 def _inputs(
     model: Model, encodings: Sequence[EncodedImage]
-) -> Iterator[tuple[EncodedImage, torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+) -> Iterator[tuple[EncodedImage, torch.Tensor, torch.Tensor, torch.Tensor, bool]]:
+    """Encodings, points, labels, previous masks, and whether these count."""
     frame = cast(PromptableModel, model.network).preprocess
     for encoded in encodings:
         height, width = encoded.input_size
         for call in _CALLS:
             points = torch.tensor([[[x * width, y * height] for x, y, _ in prompt] for prompt in call])
             labels = torch.tensor([[label for _, _, label in prompt] for prompt in call])
+            generator = torch.Generator().manual_seed(0)
+            mask = torch.randn(len(call), 1, *frame.low_res_size(encoded.input_size), generator=generator) * 6
             for masked in (False, True):
-                mask = None
-                if masked:
-                    generator = torch.Generator().manual_seed(0)
-                    size = frame.low_res_size(encoded.input_size)
-                    mask = torch.randn(len(call), 1, *size, generator=generator) * 6
-                yield encoded, points, labels, mask
+                yield encoded, points, labels, mask, masked
 
 
 def _expected(

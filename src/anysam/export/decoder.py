@@ -33,8 +33,9 @@ class DecoderOptions:
     """How a decoder is exported.
 
     half: weights are stored as float16 and widened when the file is loaded: half the size, and without loss where they
-    were float16 to begin with, as the built-in model's are. tolerance: the greatest difference of a logit from
-    PyTorch's that is accepted. opset: of ONNX, at least 17. Raises OptionError.
+    were float16 to begin with, as the built-in model's are; other weights are rounded, which may change more than is
+    accepted. tolerance: the greatest difference from PyTorch that is accepted in a logit or a predicted IoU. opset: of
+    ONNX, 17 to 20. Raises OptionError.
     """
 
     half: bool = False
@@ -77,14 +78,21 @@ def export_decoder(model: Model, options: DecoderOptions | None = None) -> Decod
     if options.half:
         data = _halve(data)
     certificate = certify(data, plain, encodings)
-    if not certificate["max_logit_difference"] <= options.tolerance:
-        raise ExportError(
-            f"The exported decoder of {model.variant} differs from PyTorch by {certificate['max_logit_difference']:g} "
-            f"in a logit, more than {options.tolerance:g}; try without half, or with a larger tolerance."
-        )
+    for name, what in (("max_logit_difference", "a logit"), ("max_iou_difference", "a predicted IoU")):
+        if not certificate[name] <= options.tolerance:
+            raise ExportError(
+                f"The exported decoder of {model.variant} differs from PyTorch by {certificate[name]:g} in {what}, "
+                f"more than {options.tolerance:g}; {_remedy(options)}."
+            )
     return DecoderFile(
         data, _describe(model, network, graph, data, certificate | {"opset": options.opset, "half": options.half})
     )
+
+
+def _remedy(options: DecoderOptions) -> str:
+    if options.half:
+        return "float16 changes it too much: export without half, or accept more by DecoderOptions(tolerance=...)"
+    return "report this with the model's name, or accept more by DecoderOptions(tolerance=...)"
 
 
 def _describe(
