@@ -49,7 +49,7 @@ def seen(tmp_path_factory):
 
 def announced(log, process):
     """The address that the server says."""
-    for _ in range(600):
+    for _ in range(1800):
         found = re.search(r"at (http://\S+/) ", log.read_text())
         if found:
             return found[1]
