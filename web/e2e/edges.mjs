@@ -98,7 +98,8 @@ async function withLateDecoder(page) {
 async function withoutMouse(page) {
   const { size, objects } = await open(page); // of the scenarios before
   await page.byId("stage").focus();
-  for (const key of ["ArrowRight", "ArrowLeft", "Enter"]) await page.key(key);
+  // The first arrow shows the crosshair in the middle; two more go there and back.
+  for (const key of ["ArrowRight", "ArrowLeft", "ArrowRight", "Enter"]) await page.key(key);
   const object = (await page.answered(objects.length + 1)).objects.at(-1);
   await page.key("Control+z");
   await page.answered(objects.length);
