@@ -4,6 +4,10 @@ import { type Api, ApiError, type ImageState, type Rle } from "./api";
 import { openBrowserSegmenter } from "./browser_segmenter";
 import { type DecoderClient, sharedDecoder } from "./decoder/client";
 import { openServerSegmenter } from "./server_segmenter";
+import { whileStarting } from "./starting_segmenter";
+
+// A server that has never exported its decoder takes half a minute for that; clicks need not wait for it.
+const MOST_STARTING_MS = 4000;
 
 /**
  * One mask for a prompt. rle, mask: the same, as run lengths and as height * width values of 0 and 1, row by row; the
@@ -36,7 +40,9 @@ export interface PagePrompt {
 export interface Segmenter {
   /** Where clicks are answered, and why not in the browser. */
   readonly mode: "browser" | "server";
-  readonly reason?: string;
+  readonly reason?: string | undefined;
+  /** Only where the server answers until the decoder is there: ends when `mode` and `reason` are final. */
+  readonly settled?: Promise<void>;
   /** One mask or the several that the model proposes, the best (highest predicted IoU) first. */
   predict(prompt: PagePrompt, options?: { multimask?: boolean | null; signal?: AbortSignal }): Promise<Candidate[]>;
   /** The mask under the pointer; null when a later call overtook this one. */
@@ -56,10 +62,18 @@ export async function openSegmenter(
   const starting = sharedDecoder(api);
   const state = await waitUntilReady(api, imageId, onProgress);
   onProgress("Starting the decoder", 0.7);
-  const decoder = await starting;
-  const open = "reason" in decoder ? decoder.reason : await openInBrowser(api, state, decoder, onProgress);
+  const onServer = (reason: string): Segmenter => openServerSegmenter(api, imageId, state.size, reason);
+  const opening = starting.then(async (decoder) => {
+    const open = "reason" in decoder ? decoder.reason : await openInBrowser(api, state, decoder);
+    return typeof open === "string" ? onServer(open) : open;
+  });
+  const opened = await Promise.race([opening, after(MOST_STARTING_MS)]);
   onProgress("Ready", 1);
-  return typeof open === "string" ? openServerSegmenter(api, imageId, state.size, open) : open;
+  return opened ?? whileStarting(onServer("The decoder for this browser is still being made."), opening);
+}
+
+function after(milliseconds: number): Promise<null> {
+  return new Promise((resolve) => setTimeout(() => resolve(null), milliseconds));
 }
 
 /** A segmenter, or why there is none. */
@@ -67,9 +81,7 @@ async function openInBrowser(
   api: Api,
   state: ImageState,
   decoder: DecoderClient,
-  onProgress: (what: string, done: number) => void,
 ): Promise<Segmenter | string> {
-  onProgress("Loading the image's features", 0.8);
   try {
     const embedding = await api.embedding(state.id);
     return await openBrowserSegmenter(api, state.id, embedding, decoder);

@@ -100,6 +100,10 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     });
   }
 
+  function showMode(segmenter: Segmenter): void {
+    store.set({ mode: segmenter.mode, modeReason: segmenter.reason ?? null });
+  }
+
   function rememberPlace(): void {
     const { projectId, imageId } = store.get();
     if (!persistent()) return;
@@ -152,7 +156,9 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
       const { engineImage, segmenter } = await opened.open(id, give, onProgress);
       if (still()) {
         Object.assign(session, { segmenter, engineImage });
-        store.set({ busy: null, mode: segmenter.mode, modeReason: segmenter.reason ?? null });
+        showMode(segmenter);
+        store.set({ busy: null });
+        void segmenter.settled?.then(() => session.segmenter === segmenter && showMode(segmenter));
       }
       return segmenter;
     };
