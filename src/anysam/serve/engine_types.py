@@ -1,4 +1,4 @@
-"""What a server asks of its engine: the protocol, the values that pass between them and the errors; computes nothing."""
+"""What a server asks of its engine: the protocol, the values between them and the errors; computes nothing."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from anysam.automatic import EverythingOptions
+from anysam.automatic.options import EverythingOptions
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
 
@@ -60,7 +60,7 @@ class EmbeddingFile:
 
 @dataclass(frozen=True)
 class EngineStats:
-    """Numbers for a monitoring system. Totals count from the start; bytes are those of what is kept between requests."""
+    """Numbers for a monitoring system: totals since the start, and bytes of what is kept between requests."""
 
     images: int = 0
     ready: int = 0
@@ -141,9 +141,7 @@ class Engine(Protocol):
         """An answer for each prompt, in their order. Raises UnknownImage, Overloaded, NotEnabled, PromptError."""
         ...
 
-    def everything(
-        self, image_id: str, options: EverythingOptions
-    ) -> AsyncIterator[Progress | tuple[MaskRecord, ...]]:
+    def everything(self, image_id: str, options: EverythingOptions) -> AsyncIterator[Progress | tuple[MaskRecord, ...]]:
         """Progress, and at last the records. Closing the iterator cancels. Raises as `predict`, when iterated."""
         ...
 
