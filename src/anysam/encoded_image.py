@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load
+from safetensors.torch import load, save
 from torch import Tensor
 
 from anysam.devices import DTYPES, find_device, find_dtype
@@ -43,6 +43,15 @@ class EncodedImage:
         """
         if not isinstance(path, (str, Path)) or not str(path) or "\0" in str(path):
             raise OptionError(f"An encoded image is saved to a path, got {path!r}.")
+        write_tensors(path, *self._stored(compact, key))
+
+    def to_bytes(self, compact: bool = False) -> bytes:
+        """What `save` writes, without a file."""
+        features, facts = self._stored(compact, "")
+        return save({name: value.detach().cpu().contiguous() for name, value in features.items()}, facts)
+
+    def _stored(self, compact: bool, key: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors and facts of a file."""
         features = {name: _halved(value) for name, value in self.features.items()} if compact else self.features
         facts = {
             "format": _FORMAT,
@@ -56,7 +65,7 @@ class EncodedImage:
             ),
             "key": key,
         }
-        write_tensors(path, features, facts | {"digest": _digest(features, facts)})
+        return features, facts | {"digest": _digest(features, facts)}
 
     def rounded(self) -> "EncodedImage":
         """The same with features rounded to float16, in the dtype they have; what it cannot hold stays as it was."""

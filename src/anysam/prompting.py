@@ -12,7 +12,7 @@ from anysam.catalogue import find_variant
 from anysam.derived_prompts import check_points, choose_by_mask, prompt_from_mask
 from anysam.encoded_image import EncodedImage
 from anysam.errors import OptionError, PromptError
-from anysam.models import InstanceModel, LoadedModel, PromptableModel, SelectingModel
+from anysam.models import Decoded, InstanceModel, LoadedModel, PromptableModel, SelectingModel
 from anysam.preprocess import mask_to_logits, prompt_tokens, upscale_logits
 from anysam.prompts import Prompt, ResolvedPrompt, resolve_prompt
 from anysam.results import Prediction
@@ -91,11 +91,44 @@ def resolve(model: LoadedModel, prompt: Prompt, encoded: EncodedImage) -> Resolv
     return resolved
 
 
+@dataclass(frozen=True, eq=False)
+class LowResPrediction:
+    """A `Prediction` whose masks are not made yet: low_res_logits (C, h, w), iou_predictions (C,), float32."""
+
+    low_res_logits: np.ndarray
+    iou_predictions: np.ndarray
+
+
+def decode_low_res(
+    model: LoadedModel, encoded: EncodedImage, prompts: list[ResolvedPrompt], multimask: bool | None
+) -> list[LowResPrediction]:
+    """What `decode_prompts` begins with, in the same batches, for a promptable model and prompts it need not derive.
+
+    For callers that make masks in another way. See `is_derived`.
+    """
+    features = _features(model, encoded)
+    queries = [_query(model, prompt, encoded, multimask, None) for prompt in prompts]
+    answers: dict[int, LowResPrediction] = {}
+    for batch in _batches(queries, _prompts_at_once(model)):
+        decoded = _decode_low_res(model, features, [queries[j] for j in batch])
+        scores = decoded.iou_predictions.float().cpu().numpy()  # (P, C)
+        low_res = decoded.low_res_logits.float().cpu().numpy()  # (P, C, h, w)
+        for i, j in enumerate(batch):
+            answers[j] = LowResPrediction(low_res[i].copy(), scores[i].copy())
+    return [answers[j] for j in range(len(queries))]
+
+
+def is_derived(model: LoadedModel, prompt: ResolvedPrompt) -> bool:
+    """Whether the prompt's mask is put in points and a box, because the model takes no mask."""
+    masked = prompt.mask is not None or prompt.low_res_logits is not None
+    return masked and "mask" not in find_variant(model.variant).prompts
+
+
 def decode_prompts(
     model: LoadedModel, encoded: EncodedImage, prompts: list[ResolvedPrompt], multimask: bool | None
 ) -> list[Prediction]:
     """Predictions for prompts of any kinds, in their order, decoded in batches of equal form."""
-    features = {name: tensor.to(model.device, decoder_dtype(model)) for name, tensor in encoded.features.items()}
+    features = _features(model, encoded)
     # A prompt is one query, or two where the answer is chosen among all masks that the model can propose.
     queries: list[_Query] = []
     owners: list[int] = []
@@ -110,7 +143,7 @@ def decode_prompts(
         queries += own
         owners += [i] * len(own)
     answers: dict[int, Prediction] = {}
-    for batch in _batches(queries, _PROMPTS_AT_ONCE_CPU if model.device.type == "cpu" else _PROMPTS_AT_ONCE_GPU):
+    for batch in _batches(queries, _prompts_at_once(model)):
         members = [queries[j] for j in batch]
         answers |= zip(batch, _decode(model, features, encoded, members), strict=True)
     predictions: dict[int, Prediction] = {}
@@ -128,9 +161,17 @@ def _promptable(model: LoadedModel) -> PromptableModel:
     return cast(PromptableModel, model.network)
 
 
+def _features(model: LoadedModel, encoded: EncodedImage) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device, decoder_dtype(model)) for name, tensor in encoded.features.items()}
+
+
+def _prompts_at_once(model: LoadedModel) -> int:
+    return _PROMPTS_AT_ONCE_CPU if model.device.type == "cpu" else _PROMPTS_AT_ONCE_GPU
+
+
 def _hint(model: LoadedModel, prompt: ResolvedPrompt, encoded: EncodedImage) -> np.ndarray | None:
     """The mask (H, W) that a prompt gives to a model without mask prompts; None if there is none, or no need."""
-    if "mask" in find_variant(model.variant).prompts:
+    if not is_derived(model, prompt):
         return None
     if prompt.low_res_logits is None:
         return prompt.mask
@@ -164,15 +205,20 @@ def _query(
     return _Query(points, labels, mask, multimask)
 
 
-def _decode(
-    model: LoadedModel, features: dict[str, Tensor], encoded: EncodedImage, queries: list[_Query]
-) -> list[Prediction]:
-    """Predictions for queries that all have the same number of tokens, a mask or none, and the same multimask."""
+def _decode_low_res(model: LoadedModel, features: dict[str, Tensor], queries: list[_Query]) -> Decoded:
+    """What the decoder says of queries as in `_decode`."""
     points = torch.stack([query.points for query in queries]).to(model.device)  # (P, N, 2)
     labels = torch.stack([query.labels for query in queries]).to(model.device)  # (P, N)
     masks = [query.mask for query in queries if query.mask is not None]
     mask_logits = torch.stack(masks)[:, None].to(model.device, decoder_dtype(model)) if masks else None  # (P, 1, h, w)
-    logits, ious, extras = _promptable(model).decode(features, points, labels, mask_logits, queries[0].multimask)
+    return _promptable(model).decode(features, points, labels, mask_logits, queries[0].multimask)
+
+
+def _decode(
+    model: LoadedModel, features: dict[str, Tensor], encoded: EncodedImage, queries: list[_Query]
+) -> list[Prediction]:
+    """Predictions for queries that all have the same number of tokens, a mask or none, and the same multimask."""
+    logits, ious, extras = _decode_low_res(model, features, queries)
     scores = ious.float().cpu().numpy()  # (P, C)
     low_res = logits.float().cpu().numpy()  # (P, C, h, w)
     more = {name: value.float().cpu().numpy() for name, value in extras.items()}  # each (P, C, ...)
