@@ -1,6 +1,7 @@
 """For all tests: a home of their own, and no network beyond this machine."""
 
 import ipaddress
+import signal
 import socket
 
 import pytest
@@ -54,6 +55,16 @@ def no_network():
         patch.setenv("no_proxy", "127.0.0.1,localhost")
         patch.delenv("NO_PROXY", raising=False)
         yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def ctrl_c():
+    """Ctrl-C interrupts, as at a terminal; a shell that starts tests in the background (`make test &`) turns it off."""
+    earlier = signal.getsignal(signal.SIGINT)
+    if earlier == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, earlier)
 
 
 @pytest.fixture(autouse=True, scope="session")

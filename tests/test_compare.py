@@ -17,7 +17,7 @@ from anysam.errors import ImageError, OptionError, WeightsError
 from anysam.evaluate import comparison
 from anysam.evaluate.comparison import Comparison, compare, ious, score
 from anysam.evaluate.comparison_photos import Photo, annotated_photos, match, open_masks, photo_of
-from anysam.evaluate.comparison_plot import short_name
+from anysam.evaluate.comparison_plot import plain_ticks, short_name
 from anysam.evaluate.comparison_process import (
     Answers,
     Contender,
@@ -411,3 +411,11 @@ def test_files_of_one_name_are_told_apart_by_their_folders():
 def test_the_memory_is_of_this_process():
     now, peak = resident_bytes("VmRSS"), resident_bytes("VmHWM")
     assert now is None or 50e6 < now <= peak < 1e12
+
+
+@pytest.mark.parametrize(
+    "low, high, ticks",
+    [(0.05, 3, [0.05, 0.1, 0.2, 0.5, 1, 2]), (0.2, 0.35, [0.2, 0.25, 0.3, 0.35]), (0.23, 0.29, [0.23, 0.24, 0.25])],
+)
+def test_the_plot_s_axis_has_numbers_however_alike_the_models_are(low, high, ticks):
+    assert plain_ticks(low, high)[: len(ticks)] == ticks

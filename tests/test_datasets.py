@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from anysam.datasets import read_coco_folder, read_collection
+from anysam.datasets import read_coco_folder, read_collection, read_dataset
 
 
 def write_folder(folder, masks_by_image, split="train"):
@@ -68,3 +68,10 @@ def test_a_collection_is_keyed_by_folder_and_an_empty_one_is_an_error(tmp_path, 
     assert list(read_collection(tmp_path, "train", ["two"])) == ["two"]
     with pytest.raises(FileNotFoundError, match=r"annotations\.json"):
         read_collection(tmp_path / "one" / "images", "train")
+
+
+def test_images_of_one_name_in_two_folders_of_a_collection_are_told_apart(tmp_path, blobs):
+    write_folder(tmp_path / "one", {"a.png": [(blobs[0], 0)]})
+    write_folder(tmp_path / "two", {"a.png": [(blobs[1], 0)]})
+    assert [entry.name for entry in read_dataset(tmp_path)] == ["one/a.png", "two/a.png"]
+    assert [entry.name for entry in read_dataset(tmp_path / "two")] == ["a.png"]

@@ -40,7 +40,7 @@ RANKS = [
     ["embeddings", "describers"],
     ["outputs"],
     ["compat"],
-    ["train", "evaluate"],
+    ["train", "evaluate", "export", "serve"],
     ["commands"],
     ["cli"],
 ]
@@ -52,7 +52,7 @@ ENTRANCES = ("__init__.py", "__main__.py")  # of the package itself: lazy, and l
 WITH_TORCH = {
     *("unpickling", "weights_files", "preprocess", "letterbox", "models", "identification", "checkpoints"),
     *("devices", "memory", "encoded_image", "store", "automatic", "describe", "prompting", "predictor", "describers"),
-    *("embeddings", "compat", "train", "evaluate"),
+    *("embeddings", "compat", "train", "evaluate", "export", "serve"),
 }
 
 
@@ -127,6 +127,10 @@ def test_the_scan_sees_imports_inside_functions():
         ["describe", "--help"],
         ["convert-masks", "--help"],
         ["embed", "--help"],
+        ["app", "--help"],
+        ["serve", "--help"],
+        ["export"],
+        ["export", "decoder", "--help"],
         ["train"],
         ["train", "distill", "edge_sam", "--help"],
         ["eval"],

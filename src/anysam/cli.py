@@ -43,10 +43,13 @@ COMMANDS = (
     Command(
         "describe", "anysam.commands.describe", "name and caption masks: those of a file, or of what is pointed at"
     ),
+    Command("app", "anysam.commands.app", "click masks in a browser, on this machine"),
+    Command("serve", "anysam.commands.serve", "answer prompts over HTTP"),
     Command("train", "anysam.commands.train", "make a smaller, better or own model", nested=True),
     Command("embed", "anysam.commands.embed", "keep the embeddings of many images, to distil from"),
     Command("eval", "anysam.commands.eval", "measure models the way the papers do", nested=True),
     Command("compare", "anysam.commands.compare", "which model suits your own photographs: quality, time, licence"),
+    Command("export", "anysam.commands.export", "write a model's decoder for browsers and other runtimes", nested=True),
     Command("convert-masks", "anysam.commands.convert_masks", "masks from one file format into another"),
     Command("models", "anysam.commands.models", "list the models: size, prompts, licence, and which are here"),
     Command("fetch", "anysam.commands.fetch", "download a model's weights now, instead of on first use"),

@@ -38,6 +38,10 @@ class OutputError(AnySamError):
     """A result could not be written: an unwritable folder, a full disk, an unknown format."""
 
 
+class ExportError(AnySamError):
+    """A model cannot be written for another runtime, or what came out differs from it."""
+
+
 class MissingExtraError(AnySamError):
     """An optional dependency is not installed; the message holds its install line."""
 

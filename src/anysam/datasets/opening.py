@@ -1,7 +1,7 @@
 """Which kind of data a path is, and its reader."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from anysam.datasets.coco import read_coco
@@ -111,6 +111,8 @@ def _read(path: Path, kind: str, split: str, images: Path | None) -> ImageDatase
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise OptionError(f"{path} cannot be read as a collection: {error}.") from error
     entries = [entry for own in sets.values() for entry in own]
+    if len(sets) > 1:  # two folders may hold images of the same name
+        entries = [replace(entry, name=f"{entry.dataset}/{entry.name}") for entry in entries]
     if not entries:
         raise OptionError(f"{path} has no images with masks in its split {split!r}.")
     return Entries(path.name, entries)

@@ -102,19 +102,30 @@ def _style(axes: "Axes", y_label: str) -> None:
 
 
 def _limit(axes: "Axes", scores: Sequence[Score]) -> None:
-    """Room for names on both sides, and ticks that are plain numbers: 0.2, 0.5, 1, 2."""
+    """Room for names on both sides, and for the errors above and below."""
     times = [each.seconds for each in scores]
     spread = max(max(times) / min(times), 2.0)
     axes.set_xlim(min(times) / spread**0.2, max(times) * spread**0.35)
     low, high = axes.get_xlim()
-    ticks = [digit * 10.0**power for power in range(-5, 5) for digit in (1, 2, 5)]
-    shown = [tick for tick in ticks if low <= tick <= high]
+    shown = plain_ticks(low, high)
     axes.set_xticks(shown, [f"{tick:g}" for tick in shown])
     axes.minorticks_off()
     lows = [each.quality - (each.error or 0) for each in scores]
     highs = [each.quality + (each.error or 0) for each in scores]
     room = max(0.15 * (max(highs) - min(lows)), 0.01)
     axes.set_ylim(max(0.0, min(lows) - room), min(1.0, max(highs)) + room)
+
+
+def plain_ticks(low: float, high: float) -> list[float]:
+    """Plain numbers from low to high: the coarsest kind of which there are at least three."""
+    kinds = ((10, 20, 50), range(10, 100, 10), range(10, 100, 5), range(10, 100))
+    shown: list[float] = []
+    for digits in kinds:
+        every = (round(digit * 10.0 ** (power - 1), 10) for power in range(-5, 5) for digit in digits)
+        shown = [tick for tick in every if low <= tick <= high]
+        if len(shown) >= 3:
+            break
+    return shown
 
 
 def _label(canvas: "Figure", axes: "Axes", scores: Sequence[Score]) -> None:

@@ -67,16 +67,22 @@ class LiteDecoder(nn.Module):
         self.iou_prediction_head = MLP(dim, dim, self.num_mask_tokens, 3)
 
     def forward(
-        self, features: dict[str, Tensor], points: Tensor, labels: Tensor, mask_logits: Tensor | None
+        self,
+        features: dict[str, Tensor],
+        points: Tensor,
+        labels: Tensor,
+        mask_logits: Tensor | None,
+        has_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Features of one image, points (P, N, 2), labels (P, N), mask_logits (P, 1, H/4, W/4) or None.
 
+        has_mask: (1,) float32, 0 where mask_logits do not count, else 1: for graphs that always take some. None is 1.
         Returns the logits of all four masks (P, 4, H/4, W/4) and their predicted IoU (P, 4).
         """
         embeddings = features["image_embeddings"]
         h, w = embeddings.shape[-2:]
         drawn = functional.relu(
-            self.maps8(draw_prompts(features["skip8"], points, labels, mask_logits))
+            self.maps8(draw_prompts(features["skip8"], points, labels, mask_logits, has_mask))
         )  # (P, 32, 2h, 2w)
         tokens = self.tokens(embeddings, points, labels)
         queries, keys = self.transformer(embeddings + self.maps16(drawn), self.image_pe(h, w), tokens)
@@ -87,7 +93,7 @@ class LiteDecoder(nn.Module):
         weights = torch.stack([head(queries[:, 1 + i]) for i, head in enumerate(self.hypernetworks)], dim=1)
         # channels are last in memory here: a product with the transpose needs no copy
         cells = x4.permute(0, 2, 3, 1).flatten(1, 2)  # (P, 4h * 4w, C4)
-        low_res_logits = (weights @ cells.transpose(1, 2)).unflatten(2, x4.shape[-2:])  # (P, 4, 4h, 4w)
+        low_res_logits = (weights @ cells.transpose(1, 2)).unflatten(2, (4 * h, 4 * w))  # (P, 4, 4h, 4w)
         return low_res_logits, self.iou_prediction_head(queries[:, 0])
 
     def tokens(self, embeddings: Tensor, points: Tensor, labels: Tensor) -> Tensor:
@@ -106,14 +112,16 @@ def sample(features: Tensor, points: Tensor, stride: int) -> Tensor:
     """Bilinear features (1, D, h, w) at points (P, N, 2) in input-frame pixels: (P, N, D)."""
     h, w = features.shape[-2:]
     points = points.float()
-    grid = (points + 0.5) / points.new_tensor([w * stride, h * stride]) * 2 - 1  # (P, N, 2) in [-1, 1]
-    grid = grid.reshape(1, -1, 1, 2)  # (1, P * N, 1, 2)
+    x, y = (points[..., 0] + 0.5) / (w * stride), (points[..., 1] + 0.5) / (h * stride)  # (P, N) each
+    grid = (torch.stack([x, y], dim=-1) * 2 - 1).reshape(1, -1, 1, 2)  # (1, P * N, 1, 2) in [-1, 1]
     # In float32: torch 2.13's half-precision grid_sample gives garbage for channels-last tensors on a CPU.
     sampled = functional.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
-    return sampled[0, :, :, 0].T.unflatten(0, points.shape[:2]).to(features.dtype)  # (P, N, D)
+    return sampled[0, :, :, 0].T.unflatten(0, (points.shape[0], points.shape[1])).to(features.dtype)  # (P, N, D)
 
 
-def draw_prompts(skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Tensor | None) -> Tensor:
+def draw_prompts(
+    skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Tensor | None, has_mask: Tensor | None = None
+) -> Tensor:
     """Prompts as maps at stride 8: (P, 12, 2h, 2w).
 
     0-3 clicks (foreground near and wide, background near and wide), 4-5 cosine similarity to the most similar place
@@ -141,6 +149,7 @@ def draw_prompts(skip8: Tensor, points: Tensor, labels: Tensor, mask_logits: Ten
     else:
         value = functional.avg_pool2d(mask_logits.clamp(-8, 8) / 4, 2)  # (P, 1, h, w)
         previous = torch.cat([torch.ones_like(value), value], dim=1)  # (P, 2, h, w)
+        previous = previous if has_mask is None else previous * has_mask
     return torch.cat([maps, previous.to(maps.dtype)], dim=1).to(skip8.dtype)
 
 
@@ -161,15 +170,15 @@ def draw_box(xs: Tensor, ys: Tensor, points: Tensor, labels: Tensor) -> list[Ten
     return [(there * t).expand_as(inside) for t in (torch.ones_like(inside), inside, u, v)]
 
 
-def limit_to_box(logits: Tensor, points: Tensor, labels: Tensor) -> Tensor:
+def limit_to_box(logits: Tensor, points: Tensor, labels: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     """Logits (P, C, H/4, W/4) that are nowhere positive outside the prompt's box; unchanged without a box.
 
     A box says where the object ends, so what leaks out of it is wrong (docs/training.md has what this brings). A
     foreground click outside widens it. The limit is the distance to the nearest side, in pixels times 2: linear, so
     that bilinear upscaling puts its zero exactly on the side. Boxes under two cells are not limited so closely: no
-    cell's centre might lie inside.
+    cell's centre might lie inside. size: (H/4, W/4), for a tracer that takes the logits' own for a constant.
     """
-    h, w = logits.shape[-2:]
+    h, w = logits.shape[-2:] if size is None else size
     corner = (labels == BOX_TOP_LEFT) | (labels == BOX_BOTTOM_RIGHT)  # (P, N)
     counts = (corner | (labels == FOREGROUND))[..., None]  # (P, N, 1)
     low = points.masked_fill(~counts, torch.inf).amin(dim=1)  # (P, 2)

@@ -15,6 +15,12 @@ class Fusable(Protocol):
         ...
 
 
+def is_exporting() -> bool:
+    """Whether a graph is being made of what is computed, by PyTorch's exporter or tracer: shapes may then change later,
+    so that nothing may be decided by them."""
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())
+
+
 def fuse(network: nn.Module) -> nn.Module:
     """Replace, in place, every submodule of `network` that has `fused` by what it returns; returns the network.
 

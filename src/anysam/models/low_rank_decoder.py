@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.models import Kept
+from anysam.models.layers import is_exporting
 from anysam.models.sam_decoder import (
     Attention,
     LayerNorm2d,
@@ -256,7 +257,7 @@ def supports(decoder: MaskDecoder, image: Tensor, tokens: Tensor) -> bool:
     few = 2 * tokens.shape[1] * attention.num_heads <= attention.q_proj.in_features
     exact = image.dtype in (torch.float32, torch.float64)
     grad = torch.is_grad_enabled() and any(x.requires_grad for x in (image, tokens, *decoder.parameters()))
-    return enough and few and exact and not grad and image.device.type == "cpu" and not torch.compiler.is_exporting()
+    return enough and few and exact and not grad and image.device.type == "cpu" and not is_exporting()
 
 
 def share_image(decoder: MaskDecoder, keys: Tensor, key_pe: Tensor, cells: int) -> SharedImage:

@@ -26,6 +26,7 @@ from torch.nn import functional
 from anysam.errors import UnknownModelError
 from anysam.models import Decoded, Kept, MultimaskDefault
 from anysam.models.hf_names import is_hf, sam_from_hf
+from anysam.models.layers import is_exporting
 from anysam.models.low_rank_decoder import decode_kept
 from anysam.models.sam_decoder import PADDING, LayerNorm2d, MaskDecoder, PromptEncoder
 from anysam.preprocess import Preprocess
@@ -188,7 +189,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, h, w, D) -> the same shape."""
-        if x.device.type != "cpu" or torch.compiler.is_exporting():
+        if x.device.type != "cpu" or is_exporting():
             x = x + self.attn(self.norm1(x))
             return x + self.mlp(self.norm2(x))
         # Windows do not see one another, so some go through the whole block before the next.

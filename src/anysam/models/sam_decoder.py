@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from anysam.models import Kept
+from anysam.models.layers import is_exporting
 
 # Labels of prompt tokens, as in the official point_embeddings table.
 PADDING, BACKGROUND, FOREGROUND, BOX_TOP_LEFT, BOX_BOTTOM_RIGHT = -1, 0, 1, 2, 3
@@ -175,8 +176,9 @@ class Attention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q (P or 1, N, D), k and v (P or 1, M, D) -> (P, N, D); a leading 1 is shared by all prompts."""
         q, k, v = self._heads(self.q_proj(q)), self._heads(self.k_proj(k)), self._heads(self.v_proj(v))
-        batch = max(q.shape[0], k.shape[0])
-        q, k, v = (t.expand(batch, -1, -1, -1) for t in (q, k, v))  # (P, heads, N or M, d)
+        if q.shape[0] != k.shape[0]:
+            batch = max(q.shape[0], k.shape[0])
+            q, k, v = (t.expand(batch, -1, -1, -1) for t in (q, k, v))  # (P, heads, N or M, d)
         out = functional.scaled_dot_product_attention(q, k, v)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (P, N, D)
 
@@ -195,9 +197,11 @@ class Attention(nn.Module):
             q = q * q.shape[-1] ** -0.5
             at = (q @ self._by_head(self.k_proj.weight)).flatten(1, 2)  # (P or 1, heads * N, D)
             constant = (q @ self._by_head(self.k_proj.bias)).flatten(1, 2)  # (P or 1, heads * N, 1)
-            weights = torch.baddbmm(constant, at, image_at.mT).softmax(-1)  # (P or 1, heads * N, M)
+            weights = torch.baddbmm(constant, at, image_at.transpose(-2, -1)).softmax(-1)  # (P or 1, heads * N, M)
             mixed = (weights @ image).unflatten(1, (self.num_heads, -1))  # (P or 1, heads, N, D)
-            out = mixed @ self._by_head(self.v_proj.weight).mT + self._by_head(self.v_proj.bias).mT
+            out = mixed @ self._by_head(self.v_proj.weight).transpose(-2, -1) + self._by_head(
+                self.v_proj.bias
+            ).transpose(-2, -1)
         else:
             k, v = projected or self.project_keys_values(image_at, image)
             out = functional.scaled_dot_product_attention(q, k, v)  # (P or 1, heads, N, d)
@@ -223,16 +227,18 @@ class Attention(nn.Module):
         if projected is None and self.folds(k.shape[2], k.dtype):
             at = (k @ self._by_head(self.q_proj.weight)).flatten(1, 2)  # (P or 1, heads * N, D)
             constant = (k @ self._by_head(self.q_proj.bias)).flatten(1, 2)  # (P or 1, heads * N, 1)
-            scores = torch.baddbmm(constant, at, image_at.mT).unflatten(1, (heads, -1))
+            scores = torch.baddbmm(constant, at, image_at.transpose(-2, -1)).unflatten(1, (heads, -1))
         else:
             q = self.project_queries(image_at) if projected is None else projected
-            scores = k @ q.mT  # (P or 1, heads, N, M)
+            scores = k @ q.transpose(-2, -1)  # (P or 1, heads, N, M)
         if shared:
             scores = scores[0].unflatten(1, (prompts, count)).transpose(0, 1)  # (P, heads, N, M)
         weights = scores.softmax(2).flatten(1, 2)  # (P, heads * N, M)
         # The weights of a head add up to 1, so a share of the bias in each row adds up to the bias.
-        rows = v @ self._by_head(self.out_proj.weight.mT) + self.out_proj.bias / heads  # (P, heads, N, D)
-        return torch.baddbmm(image.expand(prompts, -1, -1), weights.mT, rows.flatten(1, 2))  # (P, M, D)
+        rows = (
+            v @ self._by_head(self.out_proj.weight.transpose(-2, -1)) + self.out_proj.bias / heads
+        )  # (P, heads, N, D)
+        return torch.baddbmm(image.expand(prompts, -1, -1), weights.transpose(-2, -1), rows.flatten(1, 2))  # (P, M, D)
 
     def project_queries(self, x: Tensor) -> Tensor:
         """(P, M, D) -> (P, heads, M, d)."""
@@ -248,7 +254,7 @@ class Attention(nn.Module):
         In half precision it is not: the scores would be rounded before the softmax.
         """
         few = tokens * self.num_heads < self.q_proj.out_features
-        return few and dtype in (torch.float32, torch.float64) and not torch.compiler.is_exporting()
+        return few and dtype in (torch.float32, torch.float64) and not is_exporting()
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (P, heads, N, d)
@@ -350,14 +356,14 @@ class TwoWayTransformer(nn.Module):
     def in_parts(self, keys: Tensor, key_pe: Tensor, tokens: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """What forward returns, a few prompts at a time; keys (P or 1, hw, D), key_pe (1, hw, D), tokens (P, N, D)."""
         prompts, count, _ = tokens.shape
-        whole = keys.device.type != "cpu" or torch.compiler.is_exporting()
-        size = prompts if whole else _PROMPTS_AT_ONCE_CPU
+        whole = keys.device.type != "cpu" or is_exporting()
+        parts = (tokens,) if whole else tokens.split(_PROMPTS_AT_ONCE_CPU)
         if len(keys) == 1:
             image = cast(TwoWayAttentionBlock, self.layers[0]).project(keys, key_pe, prompts * count)
-            for part in tokens.split(size):
+            for part in parts:
                 yield self._attend(image, part)
         else:
-            for part, part_keys in zip(tokens.split(size), keys.split(size), strict=True):
+            for part, part_keys in zip(parts, (keys,) if whole else keys.split(_PROMPTS_AT_ONCE_CPU), strict=True):
                 yield self._attend(ImageTokens(part_keys, key_pe, part_keys + key_pe), part)
 
     def _attend(self, image: ImageTokens, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -431,7 +437,7 @@ class MaskDecoder(nn.Module):
         """
         h, w = image_embeddings.shape[-2:]
         queries = output_tokens(self.iou_token, self.mask_tokens, sparse_prompt_embeddings)  # (P, 5 + N, D)
-        keys = flatten_cells(image_embeddings) + dense_prompt_embeddings.flatten(2).mT  # (1 or P, hw, D)
+        keys = flatten_cells(image_embeddings) + dense_prompt_embeddings.flatten(2).transpose(-2, -1)  # (1 or P, hw, D)
         chosen = range(self.num_mask_tokens)[tokens]
         logits, scores = [], []
         for attended, cells in self.transformer.in_parts(keys, flatten_cells(image_pe), queries):
@@ -456,7 +462,7 @@ class MaskDecoder(nn.Module):
         """
         h, w = -(-rows // 4), image_embeddings.shape[-1]
         queries = output_tokens(self.iou_token, self.mask_tokens, sparse_prompt_embeddings)  # (P, 5 + N, D)
-        keys = flatten_cells(image_embeddings) + dense_prompt_embeddings.flatten(2).mT  # (1 or P, hw, D)
+        keys = flatten_cells(image_embeddings) + dense_prompt_embeddings.flatten(2).transpose(-2, -1)  # (1 or P, hw, D)
         chosen = range(self.num_mask_tokens)[tokens]
         logits, scores = [], []
         for attended, cells in self.transformer.in_parts(keys, flatten_cells(image_pe), queries):
@@ -481,11 +487,14 @@ class MaskDecoder(nn.Module):
         x = _quadruple(cells, cast(nn.ConvTranspose2d, up1))  # (P, hw, 4, D/4)
         x = gelu1(functional.layer_norm(x, norm.weight.shape, norm.weight, norm.bias, norm.eps))
         x = gelu2(_quadruple(x, cast(nn.ConvTranspose2d, up2)))  # (P, hw, 4, 4, D/8)
-        x = x.flatten(1, 3) @ weights.mT  # (P, 16hw, C)
+        x = x.flatten(1, 3) @ weights.transpose(-2, -1)  # (P, 16hw, C)
         # In two steps, each of which copies longer runs than one step would: the cells' order, then masks first.
-        prompts, masks = weights.shape[:2]
+        masks = weights.shape[1]
+        prompts = -1 if is_exporting() else len(weights)  # a tracer would take it for a constant
         x = x.reshape(prompts, h, w, 2, 2, 2, 2 * masks).permute(0, 1, 3, 5, 2, 4, 6)  # (P, h, 2, 2, w, 2, 2C)
-        return x.reshape(prompts, 16 * h * w, masks).mT.reshape(prompts, masks, 4 * h, 4 * w)  # (P, C, 4h, 4w)
+        return (
+            x.reshape(prompts, 16 * h * w, masks).transpose(-2, -1).reshape(prompts, masks, 4 * h, 4 * w)
+        )  # (P, C, 4h, 4w)
 
 
 def _quadruple(x: Tensor, layer: nn.ConvTranspose2d) -> Tensor:

@@ -1,0 +1,198 @@
+"""`anysam serve` and `anysam app` as processes: what they refuse, what they answer over a socket, how they end."""
+
+import contextlib
+import io
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+import anysam
+from anysam import Prompt
+from anysam.automatic.presets import preset
+from anysam.cli import main
+from anysam.errors import ImageError
+from anysam.serve.client import Client, ServerError
+from plain_engine import photograph
+
+
+@contextlib.contextmanager
+def serving(*words, **environment):
+    """A server of its own on a free port: its process and address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "anysam", *words, "--port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **environment},
+    )
+    try:
+        address = None
+        for line in process.stderr:
+            found = re.search(r"at (http://\S+/) ", line)
+            if found:
+                address = found[1]
+                break
+        assert address, "the server did not start"
+        rest = []
+        reader = threading.Thread(target=lambda: rest.extend(process.stderr), daemon=True)
+        reader.start()
+        yield process, address, rest
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    db = tmp_path_factory.mktemp("db") / "p.sqlite"
+    with serving("serve", "--db", str(db)) as (_, address, _):
+        yield address
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with Client(server) as client:
+        yield client
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_a_client_gets_what_the_model_says(client, tmp_path):
+    model = anysam.load()
+    encoded = model.encode(photograph()).rounded()
+    path = tmp_path / "photo.png"
+    path.write_bytes(png(photograph()))
+    image = client.add_image(path)
+    assert client.wait(image)
+    prompts = [Prompt(points=[[40, 30]]), Prompt(box=[18, 8, 62, 52])]
+    for answer, wanted in zip(
+        client.predict(image, prompts, low_res_logits=True), model.predict(encoded, prompts), strict=True
+    ):
+        np.testing.assert_array_equal([record.to_mask() for record in answer.masks], wanted.masks)
+        np.testing.assert_allclose(answer.low_res_logits, wanted.low_res_logits, atol=1e-4)
+        assert answer.best == wanted.best
+    done = []
+    records = client.everything(image, "fast", progress=done.append)
+    wanted = model.everything(encoded, preset("fast", "anysam_lite"))
+    assert [each.segmentation for each in records] == [each.segmentation for each in wanted] and records
+    assert done == sorted(done) and done[-1] == 1
+    assert client.models()["served"] == "anysam_lite" and client.models()["projects"]
+    assert len(client.embedding(image)) > 10_000
+    client.remove(image)
+    with pytest.raises(ServerError, match="no such image") as caught:
+        client.predict(image, prompts)
+    assert caught.value.status == 404
+
+
+def test_a_client_says_what_is_wrong(client, tmp_path):
+    with pytest.raises(ImageError, match=r"nothing\.png"):
+        client.add_image(tmp_path / "nothing.png")
+    with pytest.raises(ServerError) as caught:
+        client.add_image(b"no image")
+    assert caught.value.status == 415
+    with Client("http://127.0.0.1:9") as nobody, pytest.raises(ServerError, match="cannot be reached"):
+        nobody.models()
+
+
+def test_the_decoder_for_browsers_is_exported_once(server):
+    with httpx.Client(base_url=server, timeout=120, trust_env=False) as http:
+        info = http.get("/v1/decoder/info").json()
+        decoder = http.get("/v1/decoder")
+    assert info["certificate"]["max_logit_difference"] < 1e-3 and info["bytes"] == len(decoder.content)
+    kept = [path.name for path in (anysam_home() / "decoders").iterdir()]
+    assert len(kept) == 2 and all(name.startswith("anysam_lite-0052e268") for name in kept)
+
+
+def anysam_home():
+    from anysam.home import home
+
+    return home()
+
+
+def test_projects_outlive_the_server(tmp_path):
+    db = tmp_path / "p.sqlite"
+    with serving("app", "--no-browser", "--db", str(db)) as (_, address, _):
+        made = httpx.post(f"{address}v1/projects", json={"name": "Cats"}, trust_env=False).json()
+    with serving("app", "--no-browser", "--db", str(db)) as (_, address, _):
+        assert httpx.get(f"{address}v1/projects", trust_env=False).json()["projects"] == [made]
+
+
+def test_many_clients_get_their_own_answers(server):
+    pixels = photograph()
+    shifted = np.roll(pixels, 12, axis=1)
+    wrong = []
+
+    def work(image, x):
+        with Client(server) as own:
+            for _ in range(5):
+                (answer,) = own.predict(image, [Prompt(points=[[x, 30]])])
+                if not answer.masks[answer.best].to_mask()[30, x]:
+                    wrong.append(x)
+
+    with Client(server) as client:
+        images = [client.add_image(png(each)) for each in (pixels, shifted)]
+    threads = [threading.Thread(target=work, args=(images[i % 2], 40 + 12 * (i % 2))) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert not wrong
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_signal_ends_the_server_with_status_0(number):
+    with serving("serve") as (process, address, rest):
+        assert httpx.get(f"{address}healthz", trust_env=False).json() == {"status": "ok"}
+        process.send_signal(number)
+        assert process.wait(20) == 0
+        assert "Traceback" not in "".join(rest)
+
+
+def test_other_machines_need_a_token_or_a_clear_word(capsys):
+    assert main(["serve", "--host", "0.0.0.0", "--port", "0"]) == 2
+    assert "--token" in capsys.readouterr().err
+    with serving("serve", "--host", "0.0.0.0", ANYSAM_TOKEN="s3cret") as (_, address, _):
+        with pytest.raises(ServerError, match="token"), Client(address) as stranger:
+            stranger.models()
+        with Client(address, token="s3cret") as friend:
+            assert friend.models()["served"] == "anysam_lite"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--port", "70000"], "--port"),
+        (["--queue", "0"], "--queue"),
+        (["--memory", "lots"], "lots"),
+        (["--token", ""], "token"),
+        (["--cors", "example.org"], "https://example.org"),
+        (["--db", "a.sqlite", "--no-projects"], "--no-projects"),
+        (["--max-pixels", "0"], "--max-pixels"),
+    ],
+    ids=str,
+)
+def test_options_that_make_no_sense_are_told_before_anything_starts(words, said, capsys):
+    assert main(["serve", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_told_and_app_takes_another(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["serve", "--port", str(port)]) == 2
+        assert f"port {port}" in capsys.readouterr().err
