@@ -288,24 +288,15 @@ class ModelEngine:
             if others:
                 asked = self._clicks.ask(prepared, [prompts[i] for i in others], multimask, low_res_logits)
                 try:
-<<<<<<< HEAD
-                    answers.update(zip(others, await asyncio.wrap_future(asked), strict=True))
-=======
                     found: list[Answer] = await asyncio.wrap_future(asked)
                     answers.update(zip(others, found, strict=True))
->>>>>>> origin/HEAD
                 finally:
                     if asked.cancelled():
                         self._clicks.forget(asked)
             if texts:
                 words = [str(prompts[i].text) for i in texts]
-<<<<<<< HEAD
-                found = await self._long_result(partial(self._find, image.data, prepared.encoded, words, multimask))
-                answers |= {i: found[word] for i, word in zip(texts, words, strict=True)}
-=======
                 hits = await self._long_result(partial(self._find, image.data, prepared.encoded, words, multimask))
                 answers |= {i: hits[word] for i, word in zip(texts, words, strict=True)}
->>>>>>> origin/HEAD
             return [answers[i] for i in range(len(prompts))]
 
     def _find(
