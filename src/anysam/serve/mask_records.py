@@ -1,8 +1,8 @@
 """From low-resolution logits to records of masks: what a click costs after the decoder.
 
 The masks are those of `Model.predict`, bit for bit up to 16 megapixels. They are resized by OpenCV, in a tenth of
-PyTorch's time and without Python's lock; the two differ by rounding, so pixels near the threshold are looked at again in
-double precision, and where that does not decide, the mask is resized as `Model.predict` does it. Large images take
+PyTorch's time and without Python's lock. The two differ by rounding, so pixels near the threshold are looked at again
+in double precision, and where that does not decide, the mask is resized as `Model.predict` does it. Large images take
 `automatic.regions` instead, which needs little memory.
 """
 
