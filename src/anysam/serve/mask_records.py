@@ -76,8 +76,14 @@ class MaskMaker:
             resize = model.resize(encoded)
             if not resize.convex or resize.rows is None or resize.columns is None:
                 return None
-            shape = int(resize.rows.last.max()) + 1, int(resize.columns.last.max()) + 1
-            frame = Frame.of(resize, torch.empty(1, *shape), 0.0, 1)
+            preprocess = model.network.preprocess
+            stride = preprocess.low_res_stride
+            low_res_size = preprocess.low_res_size(encoded.input_size)
+            # One cell beyond the image is looked at, as in `preprocess.upscale_logits`.
+            height, width = (
+                min(cells, -(-side // stride) + 1) for cells, side in zip(low_res_size, encoded.input_size, strict=True)
+            )
+            frame = Frame.of(resize, torch.empty(1, height, width), 0.0, 1)
         rows, columns = (
             _Axis(
                 np.ascontiguousarray(band.cells.numpy().T),
@@ -87,8 +93,7 @@ class MaskMaker:
             )
             for band in (resize.rows, resize.columns)
         )
-        stride = model.network.preprocess.low_res_stride
-        return cls(frame, shape, stride, encoded.input_size, rows, columns)
+        return cls(frame, (height, width), stride, encoded.input_size, rows, columns)
 
     def record(self, low_res_logits: np.ndarray, predicted_iou: float) -> MaskRecord:
         """The mask of logits (h, w) float32, in the model's frame. Raises OptionError for an IoU that is not finite."""
