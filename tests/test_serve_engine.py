@@ -12,9 +12,11 @@ from anysam import EmbeddingStore, EverythingOptions, Prompt
 from anysam.describe.interface import Words
 from anysam.errors import ImageError, OptionError, PromptError
 from anysam.masks import encode_rle
+from anysam.results import MaskRecord
 from anysam.serve.engine import EngineSettings, open_engine
 from anysam.serve.engine_types import NotEnabled, Overloaded, Progress, UnknownImage
 from held_model import Gate, held_model
+from stand_in_text import COLOURS, ColourScorer
 
 CLICK = Prompt(points=[[20, 15]])
 
@@ -573,5 +575,52 @@ def test_masks_are_described_beside_the_clicks():
             assert await engine.describe(image_id, best) == described
             with pytest.raises(OptionError):
                 await engine.describe(image_id, [CLICK, best[0]])
+
+    asyncio.run(run())
+
+
+class Proposer:
+    """Everything mode's masks, fixed: what a text chooses among."""
+
+    def __init__(self, records):
+        self.records = records
+        self.stores = []
+
+    def __call__(self, model, source, options, detector=None, encode=None, progress=None):
+        self.stores.append(encode(source).original_size)
+        progress(1.0)
+        return self.records
+
+
+def squares():
+    """An image with a red and a blue square on grey, as a PNG, and the records of the two."""
+    pixels = np.full((48, 64, 3), 128, dtype=np.uint8)
+    pixels[5:25, 5:25], pixels[20:40, 35:60] = COLOURS["red"], COLOURS["blue"]
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    masks = [(pixels == COLOURS[name]).all(axis=2) for name in ("red", "blue")]
+    return file.getvalue(), [MaskRecord.from_mask(mask, 0.9) for mask in masks]
+
+
+def test_texts_and_clicks_are_answered_in_one_request(monkeypatch):
+    async def run():
+        model, network = held_model()
+        data, (red, blue) = squares()
+        propose = Proposer([red, blue])
+        monkeypatch.setattr("anysam.predictor.find_everything", propose)
+        with opened(model, image_text=ColourScorer()) as engine:
+            image_id = await ready(engine, data)
+            prompts = [Prompt(text="the blue box"), CLICK, Prompt(text="red"), Prompt(text="the blue box")]
+            found = await engine.predict(image_id, prompts, None, False)
+            assert [answer.masks[answer.best].segmentation for answer in (found[0], found[2], found[3])] == [
+                blue.segmentation,
+                red.segmentation,
+                blue.segmentation,
+            ]
+            assert found[2].masks[0].label == "red" and len(found[1].masks) == 3
+            assert propose.stores == [(48, 64)] and len(network.encoded) == 1
+            propose.records = []
+            nothing = (await engine.predict(image_id, [Prompt(text="red")], None, False))[0]
+            assert nothing.masks == () and nothing.best is None
 
     asyncio.run(run())
