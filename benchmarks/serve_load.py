@@ -19,6 +19,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -149,6 +150,7 @@ async def click(
         except (OSError, asyncio.IncompleteReadError) as error:
             outcome.failed[type(error).__name__] += 1
             connection.close()
+            await asyncio.sleep(0.5)
             continue
         outcome.seconds.append(time.perf_counter() - began)
         outcome.received += len(content)
@@ -221,12 +223,18 @@ def main() -> int:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "anysam", "serve", "--port", str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        return 0 if report(*asyncio.run(measure("127.0.0.1", port, process, options)), options) else 1
-    finally:
-        process.terminate()
-        process.wait(30)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+        try:
+            return 0 if report(*asyncio.run(measure("127.0.0.1", port, process, options)), options) else 1
+        finally:
+            ended = process.poll()
+            process.terminate()
+            process.wait(30)
+            if ended is not None:
+                log.seek(0)
+                print(f"The server ended by itself, with status {ended}; the end of its log:", file=sys.stderr)
+                print(log.read().decode(errors="replace")[-4000:], file=sys.stderr)
 
 
 if __name__ == "__main__":
