@@ -480,7 +480,10 @@ def test_closing_ends_the_threads_and_fails_what_waits():
         await closing
         assert not engine.ready
         assert encoding.image_id != queued.image_id
-        assert not [thread for thread in threading.enumerate() if thread.name.startswith("anysam-")]
+        for thread in threading.enumerate():
+            if thread.name.startswith("anysam-"):
+                thread.join(10)
+                assert not thread.is_alive()
         for asked in (engine.add_image(picture(3)), engine.predict(image_id, [CLICK], None, False)):
             with pytest.raises(Overloaded):
                 await asked

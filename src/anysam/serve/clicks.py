@@ -24,7 +24,8 @@ from anysam.prompting import check_encoded, decode_low_res, is_derived, resolve
 from anysam.prompts import Prompt, ResolvedPrompt
 from anysam.results import MaskRecord
 from anysam.serve.engine_types import Answer, Overloaded
-from anysam.serve.lanes import Lane, answer, refuse
+from anysam.serve.futures import answer, refuse
+from anysam.serve.lanes import Lane
 from anysam.serve.mask_records import MaskMaker
 
 # Prompts decoded together. More gain little on a CPU, and the next request waits for as long.
