@@ -1,5 +1,6 @@
 """`anysam serve` and `anysam app` as processes: what they refuse, what they answer over a socket, how they end."""
 
+import asyncio
 import contextlib
 import io
 import os
@@ -19,9 +20,12 @@ import anysam
 from anysam import Prompt
 from anysam.automatic.presets import preset
 from anysam.cli import main
+from anysam.commands.page_decoder import PageDecoder
 from anysam.errors import ImageError
 from anysam.serve.client import Client, ServerError
+from anysam.serve.engine_types import NotEnabled
 from plain_engine import photograph
+from tiny_models import tiny_model
 
 
 @contextlib.contextmanager
@@ -113,6 +117,13 @@ def test_the_decoder_for_browsers_is_exported_once(server):
     assert info["certificate"]["max_logit_difference"] < 1e-3 and info["bytes"] == len(decoder.content)
     kept = [path.name for path in (anysam_home() / "decoders").iterdir()]
     assert len(kept) == 2 and all(name.startswith("anysam_lite-0052e268") for name in kept)
+
+
+def test_other_models_get_a_decoder_of_full_precision_and_some_a_reason():
+    data, info = asyncio.run(PageDecoder(tiny_model("mobile_sam")).file())
+    assert not info["certificate"]["half"] and info["bytes"] == len(data)
+    with pytest.raises(NotEnabled, match="cannot be exported"):
+        asyncio.run(PageDecoder(tiny_model("efficient_sam")).file())
 
 
 def anysam_home():

@@ -28,5 +28,5 @@ export default defineConfig({
   worker: { format: "es", plugins: () => [NOTICES.worker] },
   server: { headers: ISOLATED, proxy: { "/v1": SERVER, "/readyz": SERVER } },
   preview: { headers: ISOLATED, proxy: { "/v1": SERVER, "/readyz": SERVER } },
-  test: { include: ["tests/**/*.test.ts"], environment: "node" },
+  test: { include: ["tests/**/*.test.ts"], environment: "node", testTimeout: 60_000 },
 });

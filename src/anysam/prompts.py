@@ -318,7 +318,7 @@ def _logits_from_dict(form: Mapping[str, Any]) -> np.ndarray:
     try:
         data = np.frombuffer(base64.b64decode(form["float32"], validate=True), dtype="<f4")
         return data.reshape([int(side) for side in form["shape"]])  # (h, w)
-    except (KeyError, TypeError, ValueError, binascii.Error) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
         raise PromptError(
             'low_res_logits must be {"shape": [h, w], "float32": base64 of h x w little-endian numbers}.'
         ) from error

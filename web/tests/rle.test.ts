@@ -11,7 +11,7 @@ test.each(CASES)("a mask becomes the counts of pycocotools: $name", ({ mask, siz
 
 test.each(CASES)("the counts of pycocotools become the mask: $name", ({ mask, size, counts, area, box }) => {
   const decoded = decodeRle({ size, counts });
-  expect(decoded).toEqual(unpack(mask, size));
+  expect(Buffer.compare(decoded, unpack(mask, size))).toBe(0); // toEqual takes long for so many
   expect(maskArea(decoded)).toBe(area);
   expect(maskBox(decoded, size)).toEqual(box);
 });

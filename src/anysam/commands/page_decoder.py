@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from anysam import __version__
 from anysam.atomic import write_atomic
+from anysam.catalogue import DEFAULT_VARIANT
 from anysam.errors import AnySamError
 from anysam.home import home
 
@@ -47,7 +48,8 @@ def _load_or_export(model: "Model") -> tuple[bytes, dict[str, Any]]:
     kept = _read(path, description)
     if kept is not None:
         return kept
-    file = export_decoder(model, DecoderOptions(half=True))
+    # The built-in model's weights are float16 in the package; half of any other would not be what it says itself.
+    file = export_decoder(model, DecoderOptions(half=model.variant == DEFAULT_VARIANT))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda out: out.write(file.data))

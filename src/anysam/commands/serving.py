@@ -22,6 +22,7 @@ DEFAULT_PORT = 8000
 _TOKEN = "ANYSAM_TOKEN"
 _PACKAGES = ("fastapi", "httpx", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn")
 _GRACE_SECONDS = 5
+_KEEP_ALIVE_SECONDS = 75  # longer than the 60 s of usual load balancers, which must not find a connection closed
 _MAX_REQUESTS = 1024  # at once; more are answered with 503
 
 
@@ -173,6 +174,7 @@ async def _until_stopped(app: Any, listening: socket.socket, ready: Callable[[],
         proxy_headers=False,
         limit_concurrency=_MAX_REQUESTS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
     server = uvicorn.Server(config)
     # uvicorn repeats the signal when it has ended: what comes after must still run.

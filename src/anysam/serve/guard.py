@@ -25,7 +25,9 @@ _PRIVATE = ("/v1", "/metrics", "/openapi.json")
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _METHODS = "GET, POST, PUT, PATCH, DELETE"
 _REQUEST_HEADERS = "Authorization, Content-Type, If-Match, If-None-Match"
-_ANSWER_HEADERS = "ETag, Content-Disposition, Location, Retry-After, X-Original-Size, X-Input-Size, X-Request-Id"
+_ANSWER_HEADERS = (
+    "ETag, Content-Disposition, Location, Retry-After, X-Export-Losses, X-Original-Size, X-Input-Size, X-Request-Id"
+)
 _ROOM = 64 * 1024  # around a file in a multipart body
 
 # Everything from this server alone; WebAssembly may be compiled, scripts and styles inside the page are not run.

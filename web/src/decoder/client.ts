@@ -46,17 +46,21 @@ function reasonOf(error: unknown): string {
   return error instanceof Error ? error.message : String(error);
 }
 
-/** Raises Error when the browser cannot run the decoder. model: its buffer is handed over. */
+/** Raises Error when the browser cannot run the decoder. model: an ONNX file. */
 export async function startDecoder(model: ArrayBuffer, info: DecoderInfo): Promise<DecoderClient> {
   const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
   const ask = connect(worker);
+  let prepared = false;
   try {
-    const runtime = await ask({ kind: "start", model, info }, [model]);
+    const runtime = await ask({ kind: "start", model, info }, []);
     return {
       info,
       runtime,
       keep: async (image, features, originalSize) => {
         await ask({ kind: "keep", image, features, originalSize }, [features]);
+        if (prepared) return;
+        prepared = true;
+        void ask({ kind: "prepare", image, model }, [model]).catch(() => undefined);
       },
       decode: (image, request) => ask({ kind: "decode", image, request }, []),
       forget: (image) => void ask({ kind: "forget", image }, []).catch(() => undefined),

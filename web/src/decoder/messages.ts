@@ -25,6 +25,8 @@ export interface DecodeRequest {
 export type Request =
   | { readonly kind: "start"; readonly model: ArrayBuffer; readonly info: DecoderInfo }
   | { readonly kind: "keep"; readonly image: string; readonly features: ArrayBuffer; readonly originalSize: Size }
+  /** Work in advance for what comes; once, with a kept image. model: as for start. */
+  | { readonly kind: "prepare"; readonly image: string; readonly model: ArrayBuffer }
   | { readonly kind: "decode"; readonly image: string; readonly request: DecodeRequest }
   | { readonly kind: "forget"; readonly image: string };
 
@@ -37,6 +39,7 @@ export interface Runtime {
 export interface Answers {
   start: Runtime;
   keep: null;
+  prepare: null;
   decode: WireCandidate[];
   forget: null;
 }

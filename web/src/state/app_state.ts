@@ -4,7 +4,7 @@ import type { ServerInfo } from "./backend";
 import { BALANCED } from "./granularity";
 import type { SaveState } from "./outbox";
 import { emptyScene, type Scene } from "./scene";
-import type { Box, Category, ImageItem, ObjectPrompt, Point, Project, Proposal, Size, Tool, View } from "./types";
+import type { Box, Category, ImageItem, ObjectPrompt, Point, Project, Proposal, Rle, Size, Tool, View } from "./types";
 
 export type Theme = "auto" | "light" | "dark";
 
@@ -20,11 +20,9 @@ export type Drawing =
   | { readonly kind: "stroke"; readonly points: readonly Point[]; readonly label: 0 | 1 }
   | { readonly kind: "paint"; readonly points: readonly Point[]; readonly radius: number; readonly value: 0 | 1 };
 
-/** mask: width*height values that stand for the whole image, which may be larger; box and area: image pixels. */
+/** rle: of a size that stands for the whole image, which may be larger; box and area: image pixels. */
 export interface Preview {
-  readonly mask: Uint8Array;
-  readonly width: number;
-  readonly height: number;
+  readonly rle: Rle;
   readonly box: Box;
   readonly area: number;
 }

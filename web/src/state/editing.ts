@@ -87,10 +87,7 @@ export function createEditing(app: App): Editing {
     size: Size,
     label: string,
   ): void {
-    const choices = candidates.map((candidate): Choice => {
-      const { rle, area, box } = describeMask(candidate.mask, size, candidate.box);
-      return { rle, area, box, iou: candidate.iou };
-    });
+    const choices = candidates.map(({ rle, area, box, iou }): Choice => ({ rle, area, box, iou }));
     const order = choices.map((choice, i) => ({ i, worth: choice.area > 0 ? choice.iou : -1 }));
     const choice = order.sort((a, b) => b.worth - a.worth)[0]?.i ?? -1;
     const best = choices[choice];

@@ -58,13 +58,13 @@ export function createFinding(app: App): Finding {
     }
   }
 
-  function keepThese(proposals: readonly Proposal[], label: string): void {
-    const { scene, categories, categoryId } = store.get();
+  function keepThese(proposals: readonly Proposal[], label: string, category: number | null): void {
+    const { scene, categories } = store.get();
     const objects = proposals.map((proposal): SceneObject => {
       const named = categories.find((category) => category.name.toLowerCase() === proposal.label?.toLowerCase());
       return {
         id: proposal.id,
-        categoryId: named?.id ?? categoryId,
+        categoryId: named?.id ?? category,
         rle: proposal.rle,
         area: proposal.area,
         box: proposal.box,
@@ -111,7 +111,7 @@ export function createFinding(app: App): Finding {
       const open = openProposals(proposals, scene.objects);
       const proposal = open.find((each) => each.id === id);
       if (!proposal) return;
-      keepThese([proposal], "Keep");
+      keepThese([proposal], "Keep", store.get().categoryId);
       say.status(`Kept. ${open.length - 1} left.`);
       store.set({ proposal: null });
     },
@@ -119,7 +119,7 @@ export function createFinding(app: App): Finding {
       const { proposals, scene } = store.get();
       const open = openProposals(proposals, scene.objects);
       if (open.length === 0) return;
-      keepThese(open, "Keep all");
+      keepThese(open, "Keep all", null); // all things of an image are hardly of one category
       say.status(`${open.length} objects kept.`);
       store.set({ proposal: null });
     },

@@ -187,7 +187,7 @@ export async function openOutbox(
         refused.delete(key);
       }
       void keep(() => shelf.remove(gone));
-      if (pending.size === 0) tell("saved");
+      tell(pending.size === 0 ? "saved" : tries > 0 ? "waiting" : "saving");
     },
     flush() {
       refused.clear();

@@ -1,11 +1,9 @@
-/** Masks as pixels to draw: a translucent filling with a firm border, only as large as the mask. Pure; no canvas. */
+/** Masks as pixels to draw: a filling and a border, only as large as the mask. Pure; no canvas. */
 
 import { eachSpan, type Runs } from "./runs";
 import type { Box, Size } from "./types";
 
-const FILL = 102; // of 255
-const EDGE = 242;
-const MOST_PIXELS = 4_000_000;
+const MOST_PIXELS = 1_500_000;
 
 export interface Tile {
   readonly box: Box; // where the tile lies, image pixels; its sides are multiples of step, so it may reach over the image
@@ -43,24 +41,28 @@ export function tileOfRuns(runs: Runs, [imageHeight]: Size, box: Box, step: numb
   return { ...tile, inside };
 }
 
-export function tileOfMask(mask: Uint8Array, width: number, box: Box, step: number): Tile {
-  const tile = frame(box, step);
-  const inside = new Uint8Array(tile.width * tile.height);
-  const right = Math.min(box[2], width);
-  const bottom = Math.min(box[3], mask.length / width);
-  for (let y = box[1], to = 0; y < bottom; y += step, to += tile.width) {
-    for (let x = box[0], at = to; x < right; x += step, at += 1) if (mask[y * width + x]) inside[at] = 1;
-  }
-  return { ...tile, inside };
-}
-
-/** RGBA, width*height*4: the filling, and a border `edge` tile pixels wide inside it. */
-export function shade(tile: Tile, [red, green, blue]: readonly [number, number, number], edge: number): Uint8ClampedArray {
+/**
+ * RGBA, width*height*4, of one colour, opaque: the whole mask, and apart from it a border `edge` tile pixels wide inside
+ * it. They are drawn apart because fillings must not grow darker where masks lie over one another.
+ */
+export function shade(
+  tile: Tile,
+  [red, green, blue]: readonly [number, number, number],
+  edge: number,
+): { filling: Uint8ClampedArray; border: Uint8ClampedArray } {
   const { width, height, inside } = tile;
-  const pixels = new Uint8ClampedArray(width * height * 4);
+  const filling = new Uint8ClampedArray(width * height * 4);
+  const border = new Uint8ClampedArray(width * height * 4);
+  const paint = (pixels: Uint8ClampedArray, to: number): void => {
+    pixels[to] = red;
+    pixels[to + 1] = green;
+    pixels[to + 2] = blue;
+    pixels[to + 3] = 255;
+  };
   for (let y = 0, at = 0; y < height; y += 1) {
     for (let x = 0; x < width; x += 1, at += 1) {
       if (!inside[at]) continue;
+      paint(filling, at * 4);
       const within =
         x >= edge &&
         y >= edge &&
@@ -70,12 +72,8 @@ export function shade(tile: Tile, [red, green, blue]: readonly [number, number, 
         inside[at + edge] &&
         inside[at - edge * width] &&
         inside[at + edge * width];
-      const to = at * 4;
-      pixels[to] = red;
-      pixels[to + 1] = green;
-      pixels[to + 2] = blue;
-      pixels[to + 3] = within ? FILL : EDGE;
+      if (!within) paint(border, at * 4);
     }
   }
-  return pixels;
+  return { filling, border };
 }

@@ -10,7 +10,7 @@ import { button, h, show } from "./dom";
 import { icon } from "./icons";
 import { colourFor } from "./marks";
 import type { Photo } from "./photo";
-import { pictureOf } from "./tile_cache";
+import { drawAt, FILLING_ALPHA, pictureOf } from "./tile_cache";
 
 const [WIDTH, HEIGHT] = [72, 54];
 
@@ -32,7 +32,7 @@ export function createChooser(app: App, editing: Editing, photo: () => Photo | n
     const [x0, y0] = [Math.min(...boxes.map((box) => box[0])), Math.min(...boxes.map((box) => box[1]))];
     const [x1, y1] = [Math.max(...boxes.map((box) => box[2])), Math.max(...boxes.map((box) => box[3]))];
     const scale = Math.min(canvas.width / (x1 - x0), canvas.height / (y1 - y0)) * 0.86;
-    const view = { tx: canvas.width / 2 - ((x0 + x1) / 2) * scale, ty: canvas.height / 2 - ((y0 + y1) / 2) * scale };
+    const view = { scale, tx: canvas.width / 2 - ((x0 + x1) / 2) * scale, ty: canvas.height / 2 - ((y0 + y1) / 2) * scale };
     const picture = photo()?.at(scale);
     if (picture) context.drawImage(picture, view.tx, view.ty, size[1] * scale, size[0] * scale);
     context.fillStyle = "rgb(0 0 0 / 0.25)";
@@ -41,8 +41,10 @@ export function createChooser(app: App, editing: Editing, photo: () => Photo | n
     const step = stepFor(choice.box, Math.max(1, Math.floor(1 / scale)));
     const tile = tileOfRuns(app.runsOf(choice.rle), size, choice.box, step);
     const mask = pictureOf(tile, colourFor(store.get(), object.id, object.categoryId), Math.max(1, Math.round(1 / (scale * step))));
-    const [bx0, by0, bx1, by1] = mask.box;
-    context.drawImage(mask.canvas, bx0 * scale + view.tx, by0 * scale + view.ty, (bx1 - bx0) * scale, (by1 - by0) * scale);
+    context.globalAlpha = FILLING_ALPHA;
+    drawAt(context, view, mask.filling, mask.box);
+    context.globalAlpha = 1;
+    drawAt(context, view, mask.border, mask.box);
   }
 
   let drawn: readonly Choice[] | null = null;
@@ -53,7 +55,8 @@ export function createChooser(app: App, editing: Editing, photo: () => Photo | n
       choices.replaceChildren(
         ...object.choices.map((choice, i) => {
           const canvas = h("canvas", { class: "choice-picture", attrs: { "aria-hidden": "true" } });
-          draw(canvas, object, choice);
+          // After the mask itself is on the screen: the click must feel instant.
+          requestAnimationFrame(() => setTimeout(() => draw(canvas, object, choice)));
           return button(
             {
               class: "choice",

@@ -2,6 +2,7 @@
 
 import { type App, reasonOf } from "../state/app";
 import { cocoDocument } from "../state/coco";
+import type { Imported } from "../state/backend";
 import type { Projects } from "../state/session";
 import { button, download, h, show } from "./dom";
 import { icon } from "./icons";
@@ -18,6 +19,8 @@ const FORMATS: readonly { format: string; name: string; hint: string }[] = [
   { format: "geojson", name: "GeoJSON", hint: ".zip" },
   { format: "json", name: "anysam JSON", hint: ".zip" },
 ];
+
+const MOST_LINES = 5;
 
 export function createExportMenu(app: App, projects: Projects): HTMLElement {
   const { store, backend, session, say } = app;
@@ -87,9 +90,7 @@ export function createExportMenu(app: App, projects: Projects): HTMLElement {
       await session.outbox?.flush();
       const { imported, skipped } = await backend.importInto(projectId, file);
       await projects.reloadAnnotations();
-      const lines = skipped.slice(0, 5).map(({ what, why }) => `${what}: ${why}`);
-      const more = skipped.length > 5 ? [`and ${skipped.length - 5} more`] : [];
-      say.notice([`${imported} annotations imported.`, ...(skipped.length > 0 ? [`${skipped.length} skipped:`] : []), ...lines, ...more].join("\n"));
+      say.notice([`${imported} annotations imported.`, ...skippedLines(skipped)].join("\n"));
     } catch (error) {
       say.notice(`Import: ${reasonOf(error)}`);
     }
@@ -97,4 +98,14 @@ export function createExportMenu(app: App, projects: Projects): HTMLElement {
 
   store.watch((state) => state.images.length > 0, (some) => (trigger.disabled = !some));
   return trigger;
+}
+
+/** What was left out and why, equal lines once. */
+function skippedLines(skipped: Imported["skipped"]): string[] {
+  if (skipped.length === 0) return [];
+  const counts = new Map<string, number>();
+  for (const { what, why } of skipped) counts.set(`${what}: ${why}`, (counts.get(`${what}: ${why}`) ?? 0) + 1);
+  const lines = [...counts].map(([line, count]) => (count > 1 ? `${line} (${count} times)` : line));
+  const more = lines.length > MOST_LINES ? [`and ${lines.length - MOST_LINES} more`] : [];
+  return [`${skipped.length} skipped:`, ...lines.slice(0, MOST_LINES), ...more];
 }

@@ -33,8 +33,8 @@ export function createHover(app: App): Hover {
         const found = await segmenter.preview(point[0], point[1]);
         if (!wanted || !allowed() || session.segmenter !== segmenter) break;
         if (found) {
-          const { mask, width, height, box, area } = found;
-          store.set({ preview: area > 0 ? { mask, width, height, box, area } : null });
+          const { rle, box, area } = found;
+          store.set({ preview: area > 0 ? { rle, box, area } : null });
         }
         // Let the page paint and take events before the next question.
         await new Promise((resolve) => requestAnimationFrame(resolve));

@@ -32,11 +32,11 @@ export function createHud({ store }: App, stage: Stage): HTMLElement {
       const { imageId, busy, scene, tool, pending, proposals, drawing } = state;
       if (!imageId || busy || pending || drawing) return "";
       if (openProposals(proposals, scene.objects).length > 0) return "Click a mask to keep it";
+      if (scene.selected) return "";
       if (tool === "move") return "Drag to move · click to select";
       if (tool === "scribble") return "Draw over the object · Alt: over what is not part of it";
-      if (tool === "eraser") return scene.selected ? "Erase from the object" : "Select an object to erase from";
-      if (tool === "brush") return scene.selected ? "Paint on the object" : "Paint a new object";
-      if (scene.selected) return "";
+      if (tool === "eraser") return "Select an object to erase from";
+      if (tool === "brush") return "Paint a new object";
       return matchMedia("(pointer: coarse)").matches ? "Tap an object, or draw a box around it" : "Click an object, or drag a box around it";
     },
     (value) => {

@@ -60,8 +60,16 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
     createEmpty(app, projects, files),
   );
   root.replaceChildren(topbar, view, panel, strip, files.element, toasts);
-  // On narrow windows the panel lies over the image: a press on the image puts it away.
-  stage.element.addEventListener("pointerdown", () => panel.classList.remove("open"));
+  // On narrow windows the panel lies over the image: a press beside it puts it away and does nothing else.
+  view.addEventListener(
+    "pointerdown",
+    (event) => {
+      if (!panel.classList.contains("open")) return;
+      panel.classList.remove("open");
+      event.stopPropagation();
+    },
+    { capture: true },
+  );
 
   listenToKeys({
     app,

@@ -27,7 +27,7 @@ class Change:
     def __init__(self, connection: Connection, project_id: str, version: int) -> None:
         self.connection = connection
         self.project_id = project_id
-        self.now = now()
+        self.now = time.time_ns() // 1000
         self.version = version
         self._begun_at = version
         self._rows: list[dict[str, Any]] = []
@@ -126,8 +126,3 @@ def list_events(projects: Projects, project_id: str, after: int, limit: int) -> 
                     )
                 )
     return events, None
-
-
-def now() -> int:
-    """The time in microseconds since 1970."""
-    return time.time_ns() // 1000

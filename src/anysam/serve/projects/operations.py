@@ -13,7 +13,7 @@ from anysam.images import MAX_PIXELS, read_image
 from anysam.serve.projects.annotations import clear_category, delete_all_of
 from anysam.serve.projects.database import Projects
 from anysam.serve.projects.errors import ProjectError, conflict, refused, unknown
-from anysam.serve.projects.history import Change, changing, now
+from anysam.serve.projects.history import Change, changing
 from anysam.serve.projects.items import (
     Category,
     ImageFile,
@@ -49,11 +49,11 @@ _UNKNOWN_TYPE = ("image/jpeg", ".jpg")  # Pillow has other names for some kinds 
 def create_project(projects: Projects, name: str) -> Project:
     """Make a project. Names need not differ. Raises ProjectError (422) for a name that is none."""
     check_name(name, "a project")
-    project_id, time = new_id(), now()
+    project_id = new_id()
     with projects.writing() as connection:
-        row = {"id": project_id, "name": name, "version": 0, "name_version": 0, "last_category": 0}
-        connection.execute(insert(projects_table).values(**row, created_at=time, updated_at=time))
         change = Change(connection, project_id, 0)
+        row = {"id": project_id, "name": name, "version": 0, "name_version": 0, "last_category": 0}
+        connection.execute(insert(projects_table).values(**row, created_at=change.now, updated_at=change.now))
         _name_project(change, name, "project.create", None)
         change.finish()
     return get_project(projects, project_id)

@@ -272,12 +272,7 @@ def _add_images(router: APIRouter, projects: Projects, threads: Threads, limits:
         tags = etags(if_none_match, weak=True)
         known = next((tag for tag in tags if len(tag) == 64), None)
         file = await threads.image(lambda: operations.read_image_file(projects, project_id, image_id, known))
-        headers = {
-            "ETag": f'"{file.sha256}"',
-            "Cache-Control": "private, no-cache",
-            "X-Content-Type-Options": "nosniff",
-            "Content-Security-Policy": "sandbox",
-        }
+        headers = {"ETag": f'"{file.sha256}"', "Cache-Control": "private, no-cache"}
         if file.sha256 in tags or "*" in tags:
             return Response(status_code=304, headers=headers)
         return Response(file.data, media_type=file.media_type, headers=headers)

@@ -43,7 +43,7 @@ def add_transfer_routes(router: APIRouter, projects: Projects, threads: Threads,
         except BaseException:
             folder.cleanup()
             raise
-        headers = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+        headers = {"Cache-Control": "no-store"}
         if made.losses:
             losses = "; ".join(made.losses).encode("ascii", "replace").decode("ascii")
             headers["X-Export-Losses"] = losses[:_LONGEST_HEADER]
