@@ -24,7 +24,8 @@ from anysam.prompting import check_encoded, decode_low_res, is_derived, resolve
 from anysam.prompts import Prompt, ResolvedPrompt
 from anysam.results import MaskRecord
 from anysam.serve.engine_types import Answer, Overloaded
-from anysam.serve.lanes import Lane, answer, refuse
+from anysam.serve.futures import answer, refuse
+from anysam.serve.lanes import Lane
 from anysam.serve.mask_records import MaskMaker
 
 # Prompts decoded together. More gain little on a CPU, and the next request waits for as long.
@@ -130,7 +131,6 @@ class ClickPool:
     def _answer_parts(self, parts: list[_Part]) -> None:
         if not parts:
             return
-        began = time.perf_counter()
         good: list[tuple[_Part, list[ResolvedPrompt]]] = []
         for part in parts:
             try:
@@ -139,17 +139,19 @@ class ClickPool:
                 refuse(part.click.future, error)
         try:
             self._answer(good)
-        except Exception:  # of one of them, perhaps for the size of all
-            for each in good:
+        except Exception as error:
+            if len(good) == 1:
+                refuse(good[0][0].click.future, error)
+            for each in good if len(good) > 1 else []:  # perhaps it is one of them, or the size of all
                 try:
                     self._answer([each])
-                except Exception as error:
-                    refuse(each[0].click.future, error)
-        prompts = sum(part.stop - part.start for part in parts)
-        taken = time.perf_counter() - began
+                except Exception as own:
+                    refuse(each[0].click.future, own)
+
+    def _count(self, prompts: int, seconds: float) -> None:
         with self._lock:
-            self._mean += _NEWEST * (taken / prompts - self._mean)
-            self._seconds += taken
+            self._mean += _NEWEST * (seconds / prompts - self._mean)
+            self._seconds += seconds
             self._answered += prompts
 
     def _resolve(self, part: _Part) -> list[ResolvedPrompt]:
@@ -167,10 +169,12 @@ class ClickPool:
         """Answers to prompts on one image with one wish for the number of masks."""
         if not parts:
             return
+        began = time.perf_counter()
         click = parts[0][0].click
         places = [(part.click, i) for part, _ in parts for i in range(part.start, part.stop)]
         resolved = [prompt for _, prompts in parts for prompt in prompts]
         answers = dict(zip(places, self._masks(click, places, resolved), strict=True))
+        self._count(len(places), time.perf_counter() - began)
         for part, _ in parts:
             for i in range(part.start, part.stop):
                 part.click.answers[i] = answers[part.click, i]

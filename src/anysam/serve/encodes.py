@@ -21,7 +21,8 @@ from anysam.models import InstanceModel, PromptableModel
 from anysam.predictor import Model
 from anysam.serve.clicks import PreparedImage
 from anysam.serve.engine_types import Overloaded
-from anysam.serve.lanes import Lane, answer, refuse
+from anysam.serve.futures import answer, refuse
+from anysam.serve.lanes import Lane
 from anysam.store import EmbeddingStore
 
 _NEWEST, _FIRST_GUESS = 0.2, 1.0

@@ -7,7 +7,6 @@ one lock, which is never held while something is computed.
 
 import asyncio
 import dataclasses
-import hashlib
 import logging
 import threading
 import time
@@ -44,9 +43,10 @@ from anysam.serve.engine_types import (
     Progress,
     UnknownImage,
 )
+from anysam.serve.futures import answer, refuse, tell, until
 from anysam.serve.image_shelf import ImageShelf, ShelvedImage
-from anysam.serve.lanes import answer, refuse
 from anysam.serve.long_work import LongJob, LongWork, Report
+from anysam.serve.one_image import OneEncoding, embedding_file
 from anysam.store import EmbeddingStore
 
 _log = logging.getLogger("anysam.serve")
@@ -175,7 +175,7 @@ class ModelEngine:
         with self._using(image_id) as image:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    await _until(image.settled)
+                    await until(image.settled)
         return self.image_state(image_id)
 
     def remove(self, image_id: str) -> None:
@@ -189,7 +189,7 @@ class ModelEngine:
             )
         with self._counted(), self._using(image_id) as image:
             prepared = await self._prepared(image)
-            return await asyncio.wrap_future(self._readers.submit(_embedding_file, prepared.encoded))
+            return await asyncio.wrap_future(self._readers.submit(embedding_file, prepared.encoded))
 
     def _state(self, image: ShelvedImage) -> ImageState:
         if image.ready or image.error is not None:
@@ -261,7 +261,7 @@ class ModelEngine:
             assert job is not None
             image.awaiting += 1
         try:
-            await _until(job.future)
+            await until(job.future)
         finally:
             with self._lock:
                 image.awaiting -= 1
@@ -312,7 +312,7 @@ class ModelEngine:
             self._image_text,
             FindOptions(limit=_TEXT_HITS if multimask else 1),
             progress=report,
-            store=_OneEncoding(encoded, self._store),
+            store=OneEncoding(encoded, self._store),
         )
         for record in hits:
             found[str(record.label)].append(record)
@@ -328,8 +328,8 @@ class ModelEngine:
             loop = asyncio.get_running_loop()
             news: asyncio.Queue[float | None] = asyncio.Queue()
             run = partial(self._everything, image.data, prepared.encoded, options)
-            job = self._long.put(run, lambda done: _tell(loop, partial(news.put_nowait, done)))
-            job.future.add_done_callback(lambda future: _tell(loop, partial(news.put_nowait, None)))
+            job = self._long.put(run, lambda done: tell(loop, partial(news.put_nowait, done)))
+            job.future.add_done_callback(lambda future: tell(loop, partial(news.put_nowait, None)))
             try:
                 while (done := await news.get()) is not None:
                     yield Progress(done)
@@ -350,7 +350,7 @@ class ModelEngine:
             if not options.crop_n_layers and options.tile is None:
                 return tuple(self._model.everything(encoded, options, progress=report))
             pixels = read_image(data, self._settings.max_pixels)
-            kept = _OneEncoding(encoded, self._store)
+            kept = OneEncoding(encoded, self._store)
             return tuple(self._model.everything(pixels, options, progress=report, store=kept))
         finally:
             self._everything_running -= 1
@@ -438,48 +438,6 @@ class ModelEngine:
         except asyncio.CancelledError:
             self._totals["cancelled"] += 1
             raise
-
-
-@dataclass(frozen=True, eq=False)
-class _OneEncoding:
-    """A store that knows one image's encoding; parts of the image are encoded, or found on disk."""
-
-    encoded: EncodedImage
-    store: EmbeddingStore | None
-
-    def encode(self, model: Any, image: np.ndarray) -> EncodedImage:
-        if image.shape[:2] == self.encoded.original_size:  # parts are smaller
-            return self.encoded
-        return model.encode(image) if self.store is None else self.store.encode(model, image)
-
-
-def _embedding_file(encoded: EncodedImage) -> EmbeddingFile:
-    """The tag is of the values, since the order of a file's facts is not fixed."""
-    rounded = {name: encoded.features[name].detach().cpu().half().contiguous() for name in sorted(encoded.features)}
-    digest = hashlib.sha256(repr((encoded.variant, encoded.weights_sha256, encoded.original_size)).encode())
-    for name, value in rounded.items():
-        digest.update(f"{name} {tuple(value.shape)};".encode())
-        digest.update(value.numpy().data)
-    return EmbeddingFile(encoded.to_bytes(compact=True), digest.hexdigest(), encoded.original_size, encoded.input_size)
-
-
-async def _until(future: "Future[Any]") -> None:
-    """Wait for a future that others wait for too: unlike `asyncio.wrap_future`, giving up does not cancel it."""
-    loop = asyncio.get_running_loop()
-    done = loop.create_future()
-
-    def wake() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    future.add_done_callback(lambda _: _tell(loop, wake))
-    await done
-
-
-def _tell(loop: asyncio.AbstractEventLoop, call: Callable[[], object]) -> None:
-    """Call something on an event loop from any thread; if the loop is closed, nobody is there to be told."""
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(call)
 
 
 def _sentence(error: BaseException) -> str:

@@ -4,15 +4,12 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
 from typing import Generic, TypeVar
 
 import torch
 
 Waiting = TypeVar("Waiting")
 Taken = TypeVar("Taken")
-Result = TypeVar("Result")
 
 _log = logging.getLogger("anysam.serve")
 
@@ -120,15 +117,3 @@ class Lane(Generic[Waiting, Taken]):
                 del taken
                 with self._changed:
                     self._busy -= 1
-
-
-def answer(future: "Future[Result]", result: Result) -> None:
-    """Set a future's result, unless whoever waited has gone."""
-    with suppress(InvalidStateError):
-        future.set_result(result)
-
-
-def refuse(future: "Future[Result]", error: BaseException) -> None:
-    """Set a future's error, unless whoever waited has gone."""
-    with suppress(InvalidStateError):
-        future.set_exception(error)

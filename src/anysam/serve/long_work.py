@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from anysam.serve.engine_types import Overloaded
-from anysam.serve.lanes import Lane, answer, refuse
+from anysam.serve.futures import answer, refuse
+from anysam.serve.lanes import Lane
 
 Result = TypeVar("Result")
 Report = Callable[[float], None]
