@@ -24,7 +24,7 @@ import anysam
 from anysam import Prompt
 from anysam.automatic.presets import preset
 from anysam.cli import main
-from anysam.commands.page_decoder import PageDecoder
+from anysam.commands.page_decoder import PageDecoder, make_page_decoder
 from anysam.commands.serving import listen
 from anysam.errors import ImageError, OptionError
 from anysam.serve.client import Client, ServerError
@@ -119,6 +119,7 @@ def test_the_decoder_for_browsers_is_exported_once(server):
     with httpx.Client(base_url=server, timeout=120, trust_env=False) as http:
         info = http.get("/v1/decoder/info").json()
         decoder = http.get("/v1/decoder")
+    assert info["certificate"]["half"]  # its weights are float16 numbers
     assert info["certificate"]["max_logit_difference"] < 1e-3 and info["bytes"] == len(decoder.content)
     kept = [path.name for path in (anysam_home() / "decoders").iterdir()]
     assert len(kept) == 2 and all(name.startswith("anysam_lite-0052e268") for name in kept)
@@ -127,6 +128,8 @@ def test_the_decoder_for_browsers_is_exported_once(server):
 def test_other_models_get_a_decoder_of_full_precision_and_some_a_reason():
     data, info = asyncio.run(PageDecoder(tiny_model("mobile_sam")).file())
     assert not info["certificate"]["half"] and info["bytes"] == len(data)
+    assert make_page_decoder(tiny_model("mobile_sam")) is not None
+    assert make_page_decoder(tiny_model("efficient_sam")) is None and make_page_decoder(tiny_model("fast_sam")) is None
     with pytest.raises(NotEnabled, match="cannot be exported"):
         asyncio.run(PageDecoder(tiny_model("efficient_sam")).file())
 

@@ -140,7 +140,7 @@ def test_a_full_queue_refuses_and_what_was_accepted_is_done(model, monkeypatch):
     assert run(model, scenario, max_queue=2) == ["ready"] * 3
 
 
-def test_a_fault_in_one_image_is_its_own(model, monkeypatch):
+def test_a_fault_in_one_image_is_its_own(model, monkeypatch, caplog):
     gate = Gate(monkeypatch, model)
     gate.open.set()
     red = np.zeros((40, 40, 3), dtype=np.uint8)
@@ -159,6 +159,7 @@ def test_a_fault_in_one_image_is_its_own(model, monkeypatch):
 
     bad, good = run(model, scenario)
     assert (bad.state, good.state) == ("failed", "ready") and "secret" not in bad.error
+    assert "RuntimeError" in caplog.text and "secret" not in caplog.text
 
 
 def test_what_leaves_memory_is_encoded_again_or_read_from_the_store(model, monkeypatch, tmp_path):

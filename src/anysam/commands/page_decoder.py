@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from anysam import __version__
 from anysam.atomic import write_atomic
-from anysam.catalogue import DEFAULT_VARIANT
 from anysam.errors import AnySamError
 from anysam.home import home
 
@@ -18,10 +17,16 @@ if TYPE_CHECKING:
 
 def make_page_decoder(model: "Model") -> "PageDecoder | None":
     """The decoder of a model, or None where there can be none: the server decodes then."""
-    from anysam.models import PromptableModel
+    from anysam.errors import ExportError
+    from anysam.export.decoder import decoder_graph
 
-    packages = all(importlib.util.find_spec(name) is not None for name in ("onnx", "onnxruntime"))
-    return PageDecoder(model) if packages and isinstance(model.network, PromptableModel) else None
+    if any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxruntime")):
+        return None
+    try:
+        decoder_graph(model)
+    except ExportError:
+        return None
+    return PageDecoder(model)
 
 
 class PageDecoder:
@@ -49,16 +54,16 @@ class PageDecoder:
 
 
 def _load_or_export(model: "Model") -> tuple[bytes, dict[str, Any]]:
-    from anysam.export.decoder import DecoderOptions, export_decoder
+    from anysam.export.decoder import DecoderOptions, decoder_graph, export_decoder, loses_nothing_in_half
 
-    stem = f"{model.variant}-{model.weights_sha256[:16]}-{__version__}"
+    half = loses_nothing_in_half(decoder_graph(model))
+    stem = f"{model.variant}-{model.weights_sha256[:16]}-{__version__}-{'half' if half else 'whole'}"
     folder = home() / "decoders"
     path, description = folder / f"{stem}.onnx", folder / f"{stem}.json"
     kept = _read(path, description)
     if kept is not None:
         return kept
-    # The built-in model's weights are float16 in the package; half of any other would not be what it says itself.
-    file = export_decoder(model, DecoderOptions(half=model.variant == DEFAULT_VARIANT))
+    file = export_decoder(model, DecoderOptions(half=half))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomic(path, lambda out: out.write(file.data))

@@ -11,7 +11,7 @@ import importlib.util
 import io
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -68,16 +68,13 @@ def export_decoder(model: Model, options: DecoderOptions | None = None) -> Decod
     """
     options = DecoderOptions() if options is None else options
     _need_packages()
-    network = model.network
-    if not isinstance(network, PromptableModel):
-        raise ExportError(f"{model.variant} finds objects by itself and has no decoder that prompts go to.")
-    plain = _on_cpu(model)
-    graph = make_graph(plain.network, model.variant)  # type: ignore[arg-type]
-    encodings = [plain.encode(each) for each in sample_photographs(network.preprocess.long_side)]
+    graph = decoder_graph(model)
+    network = cast(PromptableModel, model.network)
+    encodings = [model.encode(each) for each in sample_photographs(network.preprocess.long_side)]
     data = _trace(graph, encodings[0], network, options.opset)
     if options.half:
         data = _halve(data)
-    certificate = certify(data, plain, encodings)
+    certificate = certify(data, model, encodings)
     for name, what in (("max_logit_difference", "a logit"), ("max_iou_difference", "a predicted IoU")):
         if not certificate[name] <= options.tolerance:
             raise ExportError(
@@ -87,6 +84,23 @@ def export_decoder(model: Model, options: DecoderOptions | None = None) -> Decod
     return DecoderFile(
         data, _describe(model, network, graph, data, certificate | {"opset": options.opset, "half": options.half})
     )
+
+
+def decoder_graph(model: Model) -> LiteGraph | SamGraph:
+    """What is exported of a model. Raises ExportError for a decoder of another kind, or not on the CPU in float32."""
+    if not isinstance(model.network, PromptableModel):
+        raise ExportError(f"{model.variant} finds objects by itself and has no decoder that prompts go to.")
+    if model.device.type != "cpu" or model.dtype != torch.float32:
+        raise ExportError(
+            f"A decoder is exported from a model on the CPU in float32, got {model.device} and {model.dtype}; "
+            "load it with device='cpu' and dtype='float32'."
+        )
+    return make_graph(model.network, model.variant)
+
+
+def loses_nothing_in_half(graph: LiteGraph | SamGraph) -> bool:
+    """Whether every weight is a float16 number anyway, as those of the built-in model are."""
+    return all(bool((weight.half().to(weight.dtype) == weight).all()) for weight in graph.state_dict().values())
 
 
 def _remedy(options: DecoderOptions) -> str:
@@ -123,16 +137,6 @@ def _describe(
         "max_points": find_variant(model.variant).max_points,
         "certificate": certificate,
     }
-
-
-def _on_cpu(model: Model) -> Model:
-    """The model for tracing: float32 on the CPU. Itself if it is that."""
-    if model.device.type == "cpu" and model.dtype == torch.float32:
-        return model
-    raise ExportError(
-        f"A decoder is exported from a model on the CPU in float32, got {model.device} and {model.dtype}; "
-        "load it with device='cpu' and dtype='float32'."
-    )
 
 
 def _trace(graph: LiteGraph | SamGraph, encoded: EncodedImage, network: PromptableModel, opset: int) -> bytes:

@@ -7,7 +7,6 @@ one lock, which is never held while something is computed.
 
 import asyncio
 import dataclasses
-import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -45,11 +44,10 @@ from anysam.serve.engine_types import (
 )
 from anysam.serve.futures import answer, refuse, tell, until
 from anysam.serve.image_shelf import ImageShelf, ShelvedImage
+from anysam.serve.logs import log_fault
 from anysam.serve.long_work import LongJob, LongWork, Report
 from anysam.serve.one_image import OneEncoding, embedding_file
 from anysam.store import EmbeddingStore
-
-_log = logging.getLogger("anysam.serve")
 
 # Of the memory for what is kept, the part that decoded pixels may take while they wait to be encoded; what does not
 # fit is decoded again.
@@ -232,7 +230,7 @@ class ModelEngine:
                 image.error = _sentence(error)
             self._shelf.drop_old()
         if error is not None and not isinstance(error, (AnySamError, UnknownImage, Overloaded)):
-            _log.error("An image could not be encoded", exc_info=error)
+            log_fault(None, error)
         if image.ready or image.error is not None:
             answer(image.settled, None)
 

@@ -1,6 +1,5 @@
 """Threads that take work from one queue. Knows no model and no image."""
 
-import logging
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -8,10 +7,10 @@ from typing import Generic, TypeVar
 
 import torch
 
+from anysam.serve.logs import log_fault
+
 Waiting = TypeVar("Waiting")
 Taken = TypeVar("Taken")
-
-_log = logging.getLogger("anysam.serve")
 
 
 class Lane(Generic[Waiting, Taken]):
@@ -111,8 +110,8 @@ class Lane(Generic[Waiting, Taken]):
                     self._changed.notify()
             try:
                 self._work(taken)
-            except Exception:  # the thread serves everybody
-                _log.exception("A worker's task failed without being answered")
+            except Exception as error:  # the thread serves everybody
+                log_fault(None, error)
             finally:
                 del taken
                 with self._changed:
