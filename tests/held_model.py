@@ -39,7 +39,7 @@ class Gate:
 
 
 class HeldNetwork:
-    """A network behind two gates. encoded: sizes (H, W) of inputs; decoded: how many prompts at once."""
+    """A network behind two gates. encoded: sizes (H, W); batches: images at once; decoded: prompts at once."""
 
     def __init__(self, network: PromptableModel):
         self._network = network
@@ -47,11 +47,12 @@ class HeldNetwork:
         self.multimask_default = network.multimask_default
         self.float32_parts = network.float32_parts
         self.encoding, self.decoding = Gate(), Gate()
-        self.encoded, self.decoded = [], []
+        self.encoded, self.batches, self.decoded = [], [], []
 
     def encode_image(self, pixels):
-        self.encoding.go_through()
-        self.encoded.append(tuple(pixels.shape[-2:]))
+        self.encoding.go_through(len(pixels))
+        self.encoded += [tuple(pixels.shape[-2:])] * len(pixels)
+        self.batches.append(len(pixels))
         return self._network.encode_image(pixels)
 
     def decode(self, features, points, labels, mask_logits, multimask):

@@ -15,7 +15,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,12 @@ class EncodingModel(LoadedModel, Protocol):
     """What the store asks of a model; `anysam.Model` offers it."""
 
     def encode(self, image: np.ndarray) -> EncodedImage: ...
+
+
+class BatchingModel(EncodingModel, Protocol):
+    """One that encodes several images at once; `anysam.Model` does."""
+
+    def encode_together(self, images: Sequence[np.ndarray]) -> list[EncodedImage]: ...
 
 
 class EmbeddingStore:
@@ -89,9 +95,20 @@ class EmbeddingStore:
         pixels = read_image(image)
         key = _key(model, pixels)
         kept = self._read(key, model, (pixels.shape[0], pixels.shape[1]))
-        if kept is not None:
-            return kept
-        encoded = model.encode(pixels)
+        return self._keep(key, model, model.encode(pixels)) if kept is None else kept
+
+    def encode_together(self, model: BatchingModel, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        """Encodings of several images, uint8 (H, W, 3): those kept, and new ones by `Model.encode_together`."""
+        keys = [_key(model, pixels) for pixels in images]
+        places = dict(zip(keys, images, strict=True))
+        found = {key: self._read(key, model, (places[key].shape[0], places[key].shape[1])) for key in places}
+        missing = [key for key, kept in found.items() if kept is None]
+        for key, encoded in zip(missing, model.encode_together([places[key] for key in missing]), strict=True):
+            found[key] = self._keep(key, model, encoded)
+        return [encoded for key in keys if (encoded := found[key]) is not None]
+
+    def _keep(self, key: str, model: EncodingModel, encoded: EncodedImage) -> EncodedImage:
+        """A new encoding, as it will be read back."""
         compact = isinstance(model.network, PromptableModel)  # the boxes of a detector would move by pixels
         self._write(key, encoded, compact)
         return encoded.rounded() if compact else encoded

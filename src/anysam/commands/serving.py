@@ -117,7 +117,12 @@ def _serve(
     store = open_cache(arguments)
     model = load_model(arguments, arguments.model)
     image_text, describer = _words(arguments)
-    bounds = EngineSettings(max_pixels=settings.max_pixels, max_queue=limits.queue, memory_bytes=limits.memory)
+    bounds = EngineSettings(
+        max_pixels=settings.max_pixels,
+        max_queue=limits.queue,
+        memory_bytes=limits.memory,
+        encode_batch=limits.batch,
+    )
 
     async def run() -> None:
         engine = open_engine(model, bounds, store=store, image_text=image_text, describer=describer)

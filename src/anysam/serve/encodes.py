@@ -1,14 +1,14 @@
 """Images waiting to be encoded, and the one thread that does it. Knows no HTTP and keeps no image.
 
-One by one, with all threads that PyTorch has: images of one size stacked were measured with the built-in model on two
-cores (640x480, 2 and 4 at once) and took 1.1 to 1.5 times as long each, because what is between the layers no longer
-fits into the caches.
+Those that wait are encoded together, as many as `default_batch` says: several where a GPU has room for them; one on a
+CPU, with all threads that PyTorch has, because what is between the layers of several no longer fits into its caches.
 """
 
 import math
 import threading
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
@@ -26,6 +26,8 @@ from anysam.serve.lanes import Lane
 from anysam.store import EmbeddingStore
 
 _NEWEST, _FIRST_GUESS = 0.2, 1.0
+# Images that a GPU encodes together: a few fill one, and more make the first wait for the last.
+_GPU_BATCH = 4
 
 
 @dataclass(eq=False)
@@ -55,10 +57,10 @@ class EncodeCounts:
 
 @dataclass(eq=False)
 class _Watched:
-    """A model as a store sees it, which remembers whether it was asked to encode."""
+    """A model as a store sees it, which counts the images that it was asked to encode."""
 
     model: Model
-    asked: bool = False
+    asked: int = 0
 
     @property
     def variant(self) -> str:
@@ -81,19 +83,30 @@ class _Watched:
         return self.model.weights_sha256
 
     def encode(self, image: np.ndarray) -> EncodedImage:
-        self.asked = True
-        return self.model.encode(image)
+        return self.encode_together([image])[0]
+
+    def encode_together(self, images: Sequence[np.ndarray]) -> list[EncodedImage]:
+        several = len(images) > 1
+        encoded = self.model.encode_together(images) if several else [self.model.encode(each) for each in images]
+        self.asked += len(images)
+        return encoded
+
+
+def default_batch(model: Model) -> int:
+    """How many images are encoded together where nobody says: one on a CPU, `_GPU_BATCH` elsewhere."""
+    return 1 if model.device.type == "cpu" else _GPU_BATCH
 
 
 class EncodeQueue:
-    """First come, first encoded. torch_threads: of one encoding."""
+    """First come, first encoded. torch_threads: of one encoding. batch: images encoded together, at most."""
 
-    def __init__(self, model: Model, store: EmbeddingStore | None, torch_threads: int) -> None:
+    def __init__(self, model: Model, store: EmbeddingStore | None, torch_threads: int, batch: int) -> None:
         self._model, self._store = model, store
         self._lock = threading.Lock()
         self._counts = EncodeCounts()
         self._mean = _FIRST_GUESS
-        self._lane: Lane[EncodeJob, EncodeJob] = Lane("encode", _take, self._encode, 1, torch_threads)
+        self._running = 0
+        self._lane: Lane[EncodeJob, list[EncodeJob]] = Lane("encode", _taker(batch), self._encode, 1, torch_threads)
 
     def put(self, data: bytes, pixels: np.ndarray | None, max_pixels: int) -> EncodeJob:
         """Queue an image. Raises Overloaded only when the queue is closed; how many may wait is its owner's to say."""
@@ -116,7 +129,8 @@ class EncodeQueue:
 
     @property
     def running(self) -> int:
-        return self._lane.busy
+        """Images that are encoded now."""
+        return self._running
 
     @property
     def counts(self) -> EncodeCounts:
@@ -133,44 +147,73 @@ class EncodeQueue:
     def join(self, seconds: float) -> bool:
         return self._lane.join(seconds)
 
-    def _encode(self, job: EncodeJob) -> None:
+    def _encode(self, jobs: list[EncodeJob]) -> None:
         began = time.perf_counter()
-        watched = _Watched(self._model)
-        prepared: PreparedImage | None = None
-        failure: Exception | None = None
-        try:
-            pixels = read_image(job.data, job.max_pixels) if job.pixels is None else job.pixels
+        self._running = len(jobs)
+        pixels: dict[EncodeJob, np.ndarray] = {}
+        failed: dict[EncodeJob, Exception] = {}
+        for job in jobs:
+            try:
+                pixels[job] = read_image(job.data, job.max_pixels) if job.pixels is None else job.pixels
+            except Exception as error:  # this image's alone
+                failed[job] = error
             job.pixels = None
-            prepared = PreparedImage.of(self._model, self._encoded(watched, pixels))
-        except Exception as error:  # this image's alone
-            failure = error
-        taken = time.perf_counter() - began
-        stored = self._store is not None and failure is None
+        watched = _Watched(self._model)
+        prepared = self._prepared(watched, pixels, failed)
+        self._count(len(prepared), len(failed), watched.asked, time.perf_counter() - began)
+        self._running = 0
+        for job, image in prepared.items():
+            answer(job.future, image)
+        for job, error in failed.items():
+            refuse(job.future, error)
+
+    def _prepared(
+        self, watched: _Watched, pixels: dict[EncodeJob, np.ndarray], failed: dict[EncodeJob, Exception]
+    ) -> dict[EncodeJob, PreparedImage]:
+        """Encoded together; where that fails, one by one, and what fails then goes to `failed`."""
+        if len(pixels) > 1:
+            try:
+                together = self._encoded(watched, list(pixels.values()))
+                return {
+                    job: PreparedImage.of(self._model, encoded) for job, encoded in zip(pixels, together, strict=True)
+                }
+            except Exception:  # perhaps it is one of them, or the size of all
+                pass
+        prepared = {}
+        for job, each in pixels.items():
+            try:
+                prepared[job] = PreparedImage.of(self._model, self._encoded(watched, [each])[0])
+            except Exception as error:  # this image's alone
+                failed[job] = error
+        return prepared
+
+    def _encoded(self, watched: _Watched, pixels: list[np.ndarray]) -> list[EncodedImage]:
+        """Rounded as a store rounds, so that nothing depends on whether there is one, or what was in it."""
+        if self._store is not None:
+            return self._store.encode_together(watched, pixels)
+        encoded = watched.encode_together(pixels)
+        return [each.rounded() for each in encoded] if isinstance(self._model.network, PromptableModel) else encoded
+
+    def _count(self, done: int, failed: int, asked: int, seconds: float) -> None:
+        stored = done if self._store is not None else 0
         with self._lock:
-            self._mean += _NEWEST * (taken - self._mean)
+            self._mean += _NEWEST * (seconds / (done + failed) - self._mean)
             counts = self._counts
             self._counts = replace(
                 counts,
-                encoded=counts.encoded + (prepared is not None and watched.asked),
-                failed=counts.failed + (failure is not None),
-                hits=counts.hits + (stored and not watched.asked),
-                misses=counts.misses + (stored and watched.asked),
-                seconds=counts.seconds + taken,
+                encoded=counts.encoded + min(asked, done),
+                failed=counts.failed + failed,
+                hits=counts.hits + max(0, stored - asked),
+                misses=counts.misses + min(asked, stored),
+                seconds=counts.seconds + seconds,
             )
-        if prepared is not None:
-            answer(job.future, prepared)
-        elif failure is not None:
-            refuse(job.future, failure)
-
-    def _encoded(self, watched: _Watched, pixels: np.ndarray) -> EncodedImage:
-        """Rounded as a store rounds, so that nothing depends on whether there is one, or what was in it."""
-        if self._store is not None:
-            return self._store.encode(watched, pixels)
-        encoded = watched.encode(pixels)
-        return encoded.rounded() if isinstance(self._model.network, PromptableModel) else encoded
 
 
-def _take(queue: "deque[EncodeJob]") -> EncodeJob:
-    job = queue.popleft()
-    job.begun = True
-    return job
+def _taker(batch: int) -> "Callable[[deque[EncodeJob]], list[EncodeJob]]":
+    def take(queue: "deque[EncodeJob]") -> list[EncodeJob]:
+        jobs = [queue.popleft() for _ in range(min(batch, len(queue)))]
+        for job in jobs:
+            job.begun = True
+        return jobs
+
+    return take

@@ -30,7 +30,7 @@ from anysam.predictor import Model
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
 from anysam.serve.clicks import ClickPool, PreparedImage
-from anysam.serve.encodes import EncodeQueue
+from anysam.serve.encodes import EncodeQueue, default_batch
 from anysam.serve.engine_types import (
     Answer,
     EmbeddingFile,
@@ -64,7 +64,8 @@ class EngineSettings:
     max_pixels: of an image. max_queue: images that wait to be encoded, at most. max_predicts_waiting: requests that
     wait to be answered. max_long_waiting: everything and describe requests that wait. memory_bytes: kept uploads and
     encodings; a half of it is for uploads. max_images: kept. image_ttl_s: seconds after its last use an image is
-    forgotten. threads: processor cores to use; None for PyTorch's number. Raises OptionError for a value out of range.
+    forgotten. threads: processor cores to use; None for PyTorch's number. encode_batch: images encoded together, at
+    most; None for one on a CPU and a few on a GPU. Raises OptionError for a value out of range.
     """
 
     max_pixels: int = MAX_PIXELS
@@ -75,11 +76,12 @@ class EngineSettings:
     max_images: int = 4096
     image_ttl_s: float = 3600.0
     threads: int | None = None
+    encode_batch: int | None = None
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
-            if each.name == "threads" and value is None:
+            if value is None and each.name in ("threads", "encode_batch"):
                 continue
             number = int if each.name != "image_ttl_s" else (int, float)
             if isinstance(value, bool) or not isinstance(value, number) or not value > 0:
@@ -123,7 +125,8 @@ class ModelEngine:
         self._waiting_pixels = 0
         self._totals = {"everything": 0, "describe": 0, "rejected": 0, "cancelled": 0}
         self._everything_running = 0
-        self._encodes = EncodeQueue(model, store, threads)
+        batch = default_batch(model) if settings.encode_batch is None else settings.encode_batch
+        self._encodes = EncodeQueue(model, store, threads, batch)
         self._clicks = ClickPool(model, threads, settings.max_predicts_waiting)
         self._long = LongWork(1, max(1, threads // 2), settings.max_long_waiting)
         self._readers = ThreadPoolExecutor(_READERS, "anysam-read")
