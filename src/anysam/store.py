@@ -101,11 +101,15 @@ class EmbeddingStore:
         """Encodings of several images, uint8 (H, W, 3): those kept, and new ones by `Model.encode_together`."""
         keys = [_key(model, pixels) for pixels in images]
         places = dict(zip(keys, images, strict=True))
-        found = {key: self._read(key, model, (places[key].shape[0], places[key].shape[1])) for key in places}
-        missing = [key for key, kept in found.items() if kept is None]
+        found: dict[str, EncodedImage] = {}
+        for key, pixels in places.items():
+            kept = self._read(key, model, (pixels.shape[0], pixels.shape[1]))
+            if kept is not None:
+                found[key] = kept
+        missing = [key for key in places if key not in found]
         for key, encoded in zip(missing, model.encode_together([places[key] for key in missing]), strict=True):
             found[key] = self._keep(key, model, encoded)
-        return [encoded for key in keys if (encoded := found[key]) is not None]
+        return [found[key] for key in keys]
 
     def _keep(self, key: str, model: EncodingModel, encoded: EncodedImage) -> EncodedImage:
         """A new encoding, as it will be read back."""

@@ -164,8 +164,8 @@ class EncodeQueue:
         self._running = 0
         for job, image in prepared.items():
             answer(job.future, image)
-        for job, error in failed.items():
-            refuse(job.future, error)
+        for job, fault in failed.items():
+            refuse(job.future, fault)
 
     def _prepared(
         self, watched: _Watched, pixels: dict[EncodeJob, np.ndarray], failed: dict[EncodeJob, Exception]
