@@ -1,10 +1,12 @@
 import asyncio
 import io
+import queue
 import threading
 from contextlib import aclosing, contextmanager
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import anysam
@@ -15,6 +17,7 @@ from anysam.masks import encode_rle
 from anysam.results import MaskRecord
 from anysam.serve.engine import EngineSettings, open_engine
 from anysam.serve.engine_types import NotEnabled, Overloaded, Progress, UnknownImage
+from anysam.serve.lanes import Lane
 from held_model import Gate, held_model
 from stand_in_text import COLOURS, ColourScorer
 
@@ -627,3 +630,24 @@ def test_texts_and_clicks_are_answered_in_one_request(monkeypatch):
             assert nothing.masks == () and nothing.best is None
 
     asyncio.run(run())
+
+
+def test_each_thread_computes_with_the_number_of_threads_it_was_given():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen = queue.SimpleQueue()
+
+        def work(item):
+            torch.ones(1 << 20).add_(1)  # large enough to be shared among threads
+            seen.put((item, torch.get_num_threads()))
+
+        for number in (1, 2):
+            lane = Lane("test", lambda waiting: waiting.popleft(), work, 1, number)
+            lane.put(number)
+            assert seen.get(timeout=30) == (number, number)
+            lane.close()
+            assert lane.join(30)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

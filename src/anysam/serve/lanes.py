@@ -44,7 +44,7 @@ class Lane(Generic[Waiting, Taken]):
         for thread in self._threads:
             thread.start()
         started.wait()
-        # PyTorch's number is each thread's own, but a thread that begins later takes over what was set last.
+        # Threads that begin later take over what was set last.
         torch.set_num_threads(everyone)
 
     def put(self, item: Waiting) -> bool:
@@ -96,6 +96,8 @@ class Lane(Generic[Waiting, Taken]):
         return not any(thread.is_alive() for thread in self._threads)
 
     def _run(self, started: threading.Barrier, torch_threads: int) -> None:
+        # PyTorch gives a thread the number that was set last, once, when it first asks; what was set before is lost.
+        torch.get_num_threads()
         torch.set_num_threads(torch_threads)
         started.wait()
         while True:
