@@ -164,6 +164,30 @@ def test_how_the_work_is_divided_changes_nothing(
     torch.testing.assert_close(divided, usual)
 
 
+@torch.inference_mode()
+def test_each_thread_computes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that four threads are not sixteen."""
+    decoder, values = decoder_and_inputs(prompts=5)
+    seen = []
+    through_layers = low_rank_decoder._through_layers
+
+    def counting(*arguments: object) -> object:
+        torch.ones(1 << 20).add_(1)  # large enough to be shared among threads
+        seen.append(torch.get_num_threads())
+        return through_layers(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(low_rank_decoder, "_through_layers", counting)
+    monkeypatch.setattr(low_rank_decoder, "_PROMPTS_AT_ONCE", 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        decode_kept(decoder, *values, slice(1, 4), EVERYTHING, 22)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1] * 5
+
+
 def test_threads_share_a_network(loops: str) -> None:
     decoder, values = decoder_and_inputs(prompts=5)
     other = (values[0] + 1, *values[1:])

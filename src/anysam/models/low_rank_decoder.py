@@ -236,6 +236,8 @@ def _in_threads(work: Callable[[int], Tensor], items: range, threads: int) -> li
             return work(item)
 
     def start() -> None:
+        # PyTorch gives a thread the number that was set last, once, when it first asks; what was set before is lost.
+        torch.get_num_threads()
         torch.set_num_threads(1)
         started.wait()
 
