@@ -1,6 +1,7 @@
 """Everything mode over HTTP, its events, and clients that go away before their answer."""
 
 import asyncio
+import gc
 import json
 import logging
 
@@ -180,6 +181,25 @@ def test_what_goes_wrong_after_the_first_events_is_an_event(error, status, caplo
     assert [name for name, _ in told] == ["progress", "problem"] and told[1][1]["status"] == status
     assert ("id fault RuntimeError" in caplog.text) == (status == 500)
     assert "secret" not in caplog.text + str(told)
+
+
+def test_work_that_fails_as_its_client_goes_is_not_told_to_the_log():
+    complaints = []
+
+    async def items():
+        raise RuntimeError("a secret")
+        yield
+
+    async def nothing(*_):
+        return {"type": "http.disconnect"}
+
+    async def run():
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context["message"]))
+        await EventStream(items(), lambda item: ("progress", {}), "id")({}, nothing, nothing)
+        gc.collect()
+
+    asyncio.run(run())
+    assert complaints == []
 
 
 def test_a_silent_stream_shows_that_it_lives(monkeypatch):

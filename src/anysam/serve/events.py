@@ -119,8 +119,10 @@ async def _gone(receive: Receive) -> None:
 
 
 async def _end(task: "asyncio.Future[Any]") -> None:
-    """Cancel a task and wait until it has ended; what it raises then is nobody's."""
+    """Cancel a task and wait until it has ended; what it raised is nobody's."""
     if not task.done():
         task.cancel()
         with suppress(asyncio.CancelledError, Exception):
             await task
+    if task.done() and not task.cancelled():
+        task.exception()  # asyncio would log what nobody asked for, with its message, which may quote a user
