@@ -585,6 +585,28 @@ def test_masks_are_described_beside_the_clicks():
     asyncio.run(run())
 
 
+def test_a_description_that_is_refused_or_given_up_is_counted_once():
+    async def run():
+        model, network = held_model()
+        with opened(model, max_predicts_waiting=1, describer=HeldDescriber()) as engine:
+            image_id = await ready(engine, picture())
+            network.decoding.close()
+            first = await begun(engine.predict(image_id, [CLICK], None, False))
+            await arrived(network.decoding)
+            waiting = await begun(engine.describe(image_id, [CLICK]))
+            with pytest.raises(Overloaded):
+                await engine.describe(image_id, [CLICK])
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            network.decoding.open()
+            await first
+            stats = engine.stats()
+            assert (stats.rejected_total, stats.cancelled_total) == (1, 1)
+
+    asyncio.run(run())
+
+
 class Proposer:
     """Everything mode's masks, fixed: what a text chooses among."""
 

@@ -279,26 +279,32 @@ class ModelEngine:
     async def predict(
         self, image_id: str, prompts: Sequence[Prompt], multimask: bool | None, low_res_logits: bool
     ) -> list[Answer]:
+        with self._counted(), self._using(image_id) as image:
+            return await self._predict(image, prompts, multimask, low_res_logits)
+
+    async def _predict(
+        self, image: ShelvedImage, prompts: Sequence[Prompt], multimask: bool | None, low_res_logits: bool
+    ) -> list[Answer]:
+        """As `predict`; the caller uses the image, and counts."""
         texts = [i for i, prompt in enumerate(prompts) if prompt.text is not None]
         others = [i for i in range(len(prompts)) if i not in set(texts)]
         if texts and self._image_text is None:
             raise NotEnabled("This server has no model for texts; give points, a box or a mask instead.")
-        with self._counted(), self._using(image_id) as image:
-            prepared = await self._prepared(image)
-            answers: dict[int, Answer] = {}
-            if others:
-                asked = self._clicks.ask(prepared, [prompts[i] for i in others], multimask, low_res_logits)
-                try:
-                    found: list[Answer] = await asyncio.wrap_future(asked)
-                    answers.update(zip(others, found, strict=True))
-                finally:
-                    if asked.cancelled():
-                        self._clicks.forget(asked)
-            if texts:
-                words = [str(prompts[i].text) for i in texts]
-                hits = await self._long_result(partial(self._find, image.data, prepared.encoded, words, multimask))
-                answers |= {i: hits[word] for i, word in zip(texts, words, strict=True)}
-            return [answers[i] for i in range(len(prompts))]
+        prepared = await self._prepared(image)
+        answers: dict[int, Answer] = {}
+        if others:
+            asked = self._clicks.ask(prepared, [prompts[i] for i in others], multimask, low_res_logits)
+            try:
+                found: list[Answer] = await asyncio.wrap_future(asked)
+                answers.update(zip(others, found, strict=True))
+            finally:
+                if asked.cancelled():
+                    self._clicks.forget(asked)
+        if texts:
+            words = [str(prompts[i].text) for i in texts]
+            hits = await self._long_result(partial(self._find, image.data, prepared.encoded, words, multimask))
+            answers |= {i: hits[word] for i, word in zip(texts, words, strict=True)}
+        return [answers[i] for i in range(len(prompts))]
 
     def _find(
         self, data: bytes, encoded: EncodedImage, words: Sequence[str], multimask: bool | None, report: Report
@@ -365,7 +371,7 @@ class ModelEngine:
             raise OptionError("Give prompts or masks, not both.")
         with self._counted(), self._using(image_id) as image:
             if prompts:
-                answers = await self.predict(image_id, prompts, None, False)
+                answers = await self._predict(image, prompts, None, False)
                 records = [each.masks[each.best] for each in answers if each.best is not None]
             described = await self._long_result(partial(self._describe, image.data, records))
             self._totals["describe"] += 1
