@@ -37,16 +37,20 @@ class ServeSettings:
     max_requests: int = 512
 
     def __post_init__(self) -> None:
-        if self.token is not None and not _TOKEN.fullmatch(self.token):
-            raise OptionError(
-                "The token must be visible ASCII characters without spaces, at least one; choose another."
-            )
+        if self.token is not None:
+            check_token(self.token)
         for origin in self.cors:
             if not _ORIGIN.fullmatch(origin):
                 raise OptionError(f"An origin is like https://example.org, without a path, got {origin!r}.")
         for name in ("upload_bytes", "max_pixels", "json_bytes", "held_bytes", "max_requests"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}.")
+
+
+def check_token(token: str) -> None:
+    """Raises OptionError, which does not repeat it, for what no header can carry."""
+    if not _TOKEN.fullmatch(token):
+        raise OptionError("The token must be visible ASCII characters without spaces, at least one; choose another.")
 
 
 def is_loopback(host: str) -> bool:
