@@ -215,6 +215,9 @@ def test_only_loopback_is_this_machine_alone(host, local):
         {"token": "schlüssel"},
         {"cors": ("https://a.example/path",)},
         {"cors": ("*",)},
+        {"cors": ("https://schlüssel.example",)},
+        {"cors": ("https://A.example",)},
+        {"cors": ("https://a.example:443",)},
         {"upload_bytes": 0},
     ],
     ids=str,
@@ -233,3 +236,13 @@ def test_the_log_has_no_user_data(model, caplog):
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2 and "POST /v1/images/{image_id}/predict 409" in lines[1]
     assert not any(word in caplog.text for word in ("secret", "s3cret", image, "127.0.0.1"))
+
+
+def test_origins_are_taken_as_browsers_send_them():
+    origins = (
+        "https://a.example",
+        "http://a.example:443",
+        "http://[::1]:8080",
+        "https://xn--schlssel-95a.example:8443",
+    )
+    assert ServeSettings(cors=origins).cors == origins

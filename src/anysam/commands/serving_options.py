@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 DEFAULT_PORT = 8000
 _TOKEN = "ANYSAM_TOKEN"
 _WILDCARDS = ("0.0.0.0", "::", "")
+_HOST_NAME = re.compile(r"[a-z0-9._-]+")
 
 
 @dataclass(frozen=True)
@@ -109,15 +111,23 @@ def chosen_token(arguments: argparse.Namespace) -> str | None:
 def serve_settings(arguments: argparse.Namespace) -> "ServeSettings":
     """What requests may do. Raises OptionError."""
     from anysam.memory import parse_size
-    from anysam.serve.settings import LOOPBACK_HOSTS, ServeSettings, is_loopback
+    from anysam.serve.settings import ANY_HOST, LOOPBACK_HOSTS, ServeSettings, is_loopback, is_number
 
     token = chosen_token(arguments)
+    if arguments.host.startswith("["):
+        raise OptionError(f"--host takes an address without brackets, such as ::1, got {arguments.host!r}.")
     if not is_loopback(arguments.host) and token is None and not arguments.insecure:
         raise OptionError(
             f"--host {arguments.host} lets other machines in: give them a --token, or say --insecure if everybody who "
             "reaches this address may use the server."
         )
     names = {name.lower() for name in arguments.allow_host}
+    for name in names:
+        if not (name == ANY_HOST or _HOST_NAME.fullmatch(name) or is_number(name)):
+            raise OptionError(
+                "--allow-host takes a name as it stands in addresses, such as anysam.example.org, without http:// and "
+                f"port, or * for any; got {name!r}."
+            )
     if arguments.host not in _WILDCARDS:
         names.add(arguments.host.lower())
     return ServeSettings(

@@ -11,7 +11,10 @@ LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
 ANY_HOST = "*"
 
 _TOKEN = re.compile(r"[!-~]+")
-_ORIGIN = re.compile(r"https?://[^\s/?#@]+", re.ASCII)
+# As browsers send it: small letters, other alphabets as xn--..., and no port where it is the usual one.
+_ORIGIN = re.compile(
+    r"(?!http:.*:80$|https:.*:443$)https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?",
+)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,10 @@ class ServeSettings:
             check_token(self.token)
         for origin in self.cors:
             if not _ORIGIN.fullmatch(origin):
-                raise OptionError(f"An origin is like https://example.org, without a path, got {origin!r}.")
+                raise OptionError(
+                    "An origin is like https://example.org, as browsers send it: in small letters, without a path or "
+                    f"the usual port; got {origin!r}."
+                )
         for name in ("upload_bytes", "max_pixels", "json_bytes", "held_bytes", "max_requests"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, got {getattr(self, name)}.")
