@@ -20,12 +20,8 @@ from anysam.cli import main
 from anysam.errors import ExportError, OptionError
 from anysam.export.certificate import certify, onnx_inputs, sample_photographs
 from anysam.export.decoder import DecoderFile, DecoderOptions, export_decoder
+from anysam.export.graphs import FAMILIES
 from tiny_models import TINY, tiny_model
-
-EXPORTABLE = (
-    *("anysam_lite", "sam", "mobile_sam", "mobile_sam_v2", "edge_sam", "slim_sam"),
-    *("efficientvit_sam", "sam_lightening"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +119,14 @@ def test_the_description_says_what_the_file_takes(exported):
     assert json.loads(json.dumps(info)) == info
 
 
-@pytest.mark.parametrize("family", EXPORTABLE)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_with_a_decoder_of_sam_s_kind_can_be_exported(family):
     tiny = tiny_model(family)
     info = export_decoder(tiny, DecoderOptions(tolerance=1e-3)).info
     assert info["certificate"]["max_logit_difference"] <= 1e-3 and info["certificate"]["inputs"] == 36
 
 
-@pytest.mark.parametrize("family", sorted(set(TINY) - set(EXPORTABLE)))
+@pytest.mark.parametrize("family", sorted(set(TINY) - set(FAMILIES)))
 def test_other_families_are_refused_by_name(family):
     with pytest.raises(ExportError, match=tiny_model(family).variant):
         export_decoder(tiny_model(family))
@@ -183,6 +179,19 @@ def test_the_command_refuses_what_it_cannot_write(tmp_path, capsys):
     assert "must end in .onnx" in capsys.readouterr().err
     assert main(["export"]) == 0 and "decoder" in capsys.readouterr().out
     assert main(["export", "encoder"]) == 2
+
+
+def test_the_command_loads_no_model_that_it_cannot_export_or_write(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("anysam.predictor.load", None)
+    (tmp_path / "b.json").mkdir()
+    for words, said in (
+        (["--model", "efficient_sam_vitt"], "efficient_sam_vitt cannot be exported"),
+        (["-o", str(tmp_path / "missing" / "a.onnx")], "a.onnx cannot be written"),
+        (["-o", str(tmp_path / "b.onnx")], "b.json cannot be written"),
+    ):
+        assert main(["export", "decoder", *words]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
 
 
 def test_the_documented_example_runs(tmp_path, exported, monkeypatch):

@@ -43,6 +43,19 @@ def write_atomic(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
         write(file)
 
 
+def require_writable(path: str | Path) -> None:
+    """Find out before long work whether `path` can be written; nothing is left there. Raises OutputError."""
+    path = Path(path)
+    if path.is_dir():
+        raise OutputError(explain(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))))
+    draft = path.with_name(f".{secrets.token_hex(8)}{DRAFT_SUFFIX}")
+    try:
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        draft.unlink()
+    except OSError as error:
+        raise OutputError(explain(path, error)) from error
+
+
 def explain(path: Path, error: OSError) -> str:
     """Why `path` cannot be written, in one sentence that says what to do."""
     reasons = {

@@ -59,15 +59,20 @@ def run(arguments: argparse.Namespace) -> int:
         print("\n".join(f"anysam export {name:10} {text}" for name, text in _NAMES.items()))
         return 0
     from anysam.atomic import write_atomic
+    from anysam.catalogue import VARIANTS
     from anysam.commands.progress import download_progress
     from anysam.export.decoder import DecoderOptions, export_decoder
+    from anysam.export.graphs import FAMILIES, not_exportable
     from anysam.predictor import load
 
     if arguments.out is not None and Path(arguments.out).suffix != ".onnx":
         raise OptionError(f"--out must end in .onnx, got {arguments.out!r}; the description goes beside it.")
+    if any(row.name == arguments.model and row.family not in FAMILIES for row in VARIANTS):
+        raise not_exportable(arguments.model)  # before a download
+    named = None if arguments.out is None else _writable(arguments.out)
     with download_progress(arguments.model or "") as progress:
         model = load(arguments.model, device="cpu", progress=progress, allow=arguments.allow)
-    path = Path(arguments.out or f"{model.variant}_decoder.onnx")
+    path = named or _writable(f"{model.variant}_decoder.onnx")
     file = export_decoder(model, DecoderOptions(half=arguments.half))
     write_atomic(path, lambda out: out.write(file.data))
     text = json.dumps(file.info, indent=2)
@@ -81,3 +86,13 @@ def run(arguments: argparse.Namespace) -> int:
             f"{certificate['max_logit_difference']:.1e} in {certificate['inputs']} calls"
         )
     return 0
+
+
+def _writable(out: str) -> Path:
+    """The path, if both files can be written: exporting takes long. Raises OutputError."""
+    from anysam.atomic import require_writable
+
+    path = Path(out)
+    for each in (path, path.with_suffix(".json")):
+        require_writable(each)
+    return path

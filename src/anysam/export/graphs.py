@@ -9,6 +9,11 @@ from anysam.models.anysam_lite import AnySamLite
 from anysam.models.anysam_lite_decoder import LiteDecoder, limit_to_box
 from anysam.models.sam_decoder import MaskDecoder, PromptEncoder
 
+# The families of the catalogue with such a decoder.
+FAMILIES = (
+    *("anysam_lite", "sam", "mobile_sam", "mobile_sam_v2", "edge_sam", "slim_sam"),
+    *("efficientvit_sam", "sam_lightening"),
+)
 SINGLE, SEVERAL = (0,), (1, 2, 3)  # of the four masks: that of a clear prompt, those of an ambiguous one
 
 
@@ -68,7 +73,12 @@ def make_graph(network: PromptableModel, variant: str) -> LiteGraph | SamGraph:
     encoder, decoder = getattr(network, "prompt_encoder", None), getattr(network, "mask_decoder", None)
     if type(encoder) is PromptEncoder and type(decoder) is MaskDecoder:
         return SamGraph(encoder, decoder)
-    raise ExportError(
+    raise not_exportable(variant)
+
+
+def not_exportable(variant: str) -> ExportError:
+    """What is said of a variant that has another kind of decoder."""
+    return ExportError(
         f"The decoder of {variant} cannot be exported; those of anysam_lite, SAM, MobileSAM, MobileSAMv2, EdgeSAM, "
         "SlimSAM, EfficientViT-SAM and SAM-Lightening can."
     )
