@@ -255,6 +255,7 @@ def test_other_machines_need_a_token_or_a_clear_word(capsys, tmp_path):
         (["--db", "mysql://nobody@nowhere/none"], "mysql"),
         (["--db", "a.sqlite", "--no-projects"], "--no-projects"),
         (["--max-pixels", "0"], "--max-pixels"),
+        (["--model", "mobilesamv2_object_aware"], "takes no prompts"),
     ],
     ids=str,
 )
@@ -264,6 +265,12 @@ def test_options_that_make_no_sense_are_told_before_anything_starts(words, said,
     insecure = ["--insecure"] if "--host" in words else []
     assert main(["serve", "--port", "0", *insecure, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_file_of_a_model_that_has_no_masks_is_not_served(capsys, monkeypatch):
+    monkeypatch.setattr("anysam.commands.serving.load_model", lambda *_: tiny_model("object_aware"))
+    assert main(["serve", "--port", "0", "--model", "boxes.safetensors"]) == 2
+    assert "takes no prompts" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken_is_told_and_app_takes_another(capsys, monkeypatch):

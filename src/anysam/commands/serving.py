@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from anysam.catalogue import VARIANTS
 from anysam.commands.model_options import load_model
 from anysam.commands.options import open_cache, warn
 from anysam.commands.serving_options import DEFAULT_PORT, EngineLimits, engine_limits, serve_settings
@@ -52,6 +53,7 @@ def run_server(arguments: argparse.Namespace, serving: Serving) -> int:
     """
     _need_packages()
     settings, limits = serve_settings(arguments), engine_limits(arguments)
+    _require_prompts(arguments.model)  # before a download
     if arguments.db is not None and arguments.no_projects:
         raise OptionError("--db names a database of projects, and --no-projects wants none; leave one of them out.")
     with ExitStack() as stack:
@@ -116,6 +118,7 @@ def _serve(
 
     store = open_cache(arguments)
     model = load_model(arguments, arguments.model)
+    _require_prompts(model.variant)
     image_text, describer = _words(arguments)
     bounds = EngineSettings(
         max_pixels=settings.max_pixels,
@@ -143,6 +146,12 @@ def _serve(
         asyncio.run(run())
     except KeyboardInterrupt:  # how a server is meant to end
         print("stopped.", file=sys.stderr)
+
+
+def _require_prompts(model: str | None) -> None:
+    """Raises OptionError for a variant that finds boxes alone: a server would have nothing to answer with."""
+    if any(row.name == model and not row.prompts for row in VARIANTS):
+        raise OptionError(f"{model} finds boxes without masks and takes no prompts; serve a model that takes them.")
 
 
 def _project_router(projects: "Projects", engine: "Engine", settings: "ServeSettings") -> "APIRouter":
