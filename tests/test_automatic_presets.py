@@ -9,7 +9,7 @@ import torch
 from anysam.automatic.interface import PointMasks
 from anysam.automatic.levels import SAME_SIZE, choose, keep_levels
 from anysam.automatic.options import LEVELS, EverythingOptions
-from anysam.automatic.presets import PRESETS, preset
+from anysam.automatic.presets import PRESETS, preset, presets_of
 from anysam.catalogue import VARIANTS
 from anysam.errors import OptionError, UnknownModelError
 
@@ -158,3 +158,13 @@ def test_unknown_presets_and_models_are_refused() -> None:
         preset("all", "sam_vit_h")
     with pytest.raises(UnknownModelError, match="sam_vit_x"):
         preset("fast", "sam_vit_x")
+
+
+@pytest.mark.parametrize("variant", [row.name for row in VARIANTS])
+def test_the_presets_of_a_variant_are_those_that_are_not_refused(variant):
+    for name in PRESETS:
+        if name in presets_of(variant):
+            preset(name, variant)
+        else:
+            with pytest.raises(OptionError):
+                preset(name, variant)

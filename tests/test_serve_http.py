@@ -12,6 +12,7 @@ from safetensors.numpy import load
 
 import anysam
 from anysam import MaskRecord, Prompt
+from anysam.automatic.presets import PRESETS
 from anysam.serve.application import make_application
 from anysam.serve.engine_types import Overloaded
 from http_server import CLICK, Decoder, Server, png, raw
@@ -209,6 +210,7 @@ def test_models_say_what_the_server_has(server):
     assert form["served"] == "anysam_lite" and [row["name"] for row in form["models"] if row["served"]] == [
         "anysam_lite"
     ]
+    assert form["presets"] == list(PRESETS)
     assert not form["text"] and not form["describe"] and not form["projects"] and form["decoder"]
     licences = {row["name"]: row["licence"] for row in form["models"]}
     assert licences["anysam_lite"] == "Apache-2.0"

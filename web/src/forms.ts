@@ -97,6 +97,7 @@ export interface ModelForm {
 export interface ServiceForm {
   readonly models: readonly ModelForm[];
   readonly served: string;
+  readonly presets: readonly string[];
   readonly text: boolean;
   readonly describe: boolean;
   readonly urls: boolean;

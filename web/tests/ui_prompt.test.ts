@@ -40,15 +40,25 @@ describe("prompts", () => {
 });
 
 describe("granularity", () => {
+  const ALL = ["default", "whole", "part", "subpart", "dense", "fast"];
+
+  test("asks a model that finds objects in one pass only for what it knows", () => {
+    for (const step of GRANULARITIES.keys()) {
+      const { preset, options } = everythingBody(step, [100, 200], ["default", "dense"]);
+      expect(["default", "dense"]).toContain(preset);
+      expect(options).not.toHaveProperty("points_per_side");
+    }
+  });
+
   test("goes from presets for few to presets for many", () => {
-    const presets = GRANULARITIES.map((_, step) => everythingBody(step, [100, 200]).preset);
+    const presets = GRANULARITIES.map((_, step) => everythingBody(step, [100, 200], ALL).preset);
     expect(presets[0]).toBe("whole");
     expect(presets.at(-1)).toBe("dense");
   });
 
   test("the coarsest leaves out what is small in this image", () => {
-    expect(everythingBody(0, [1000, 2000]).options["min_area"]).toBe(8000);
-    expect(everythingBody(2, [1000, 2000]).options).toEqual({});
+    expect(everythingBody(0, [1000, 2000], ALL).options["min_area"]).toBe(8000);
+    expect(everythingBody(2, [1000, 2000], ALL).options).toEqual({});
   });
 });
 

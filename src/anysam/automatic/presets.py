@@ -35,6 +35,7 @@ _BY_FAMILY: Mapping[str, EverythingOptions] = {
 
 # They find objects in one pass and know neither points nor several masks of a point.
 _FINDING_FAMILIES = ("fast_sam", "object_aware")
+_FINDING_PRESETS = ("default", "dense")
 _DENSE_CONFIDENCE = 0.25  # CASIA-IVA-Lab/FastSAM: its demonstrations; 0.4 is its command's
 
 # The published generator's second example (segment-anything, notebooks/automatic_mask_generator_example.ipynb): a
@@ -76,6 +77,11 @@ def preset(name: str, variant: str, *, detector: bool = False) -> EverythingOpti
     return dataclasses.replace(options, levels=levels or None)
 
 
+def presets_of(variant: str) -> tuple[str, ...]:
+    """The presets that mean something for a variant. Raises UnknownModelError."""
+    return _FINDING_PRESETS if find_variant(variant).family in _FINDING_FAMILIES else PRESETS
+
+
 def _finding(name: str, variant: str, detector: bool) -> EverythingOptions:
     if name == "default":
         return EverythingOptions()
@@ -84,5 +90,5 @@ def _finding(name: str, variant: str, detector: bool) -> EverythingOptions:
     reason = f"{variant} with a detector" if detector else variant
     raise OptionError(
         f"The preset {name!r} is about the points that a model is asked at, but {reason} finds objects in one pass; "
-        "presets for it are default and dense."
+        f"presets for it are {' and '.join(_FINDING_PRESETS)}."
     )

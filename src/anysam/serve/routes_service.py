@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
 from anysam import __version__
+from anysam.automatic.presets import presets_of
 from anysam.catalogue import VARIANTS
 from anysam.serve.engine_types import Engine, NotEnabled
 from anysam.serve.metrics import CONTENT_TYPE, Metrics
@@ -60,6 +61,7 @@ def make_service_router(
             {
                 "models": rows,
                 "served": engine.variant,
+                "presets": list(presets_of(engine.variant)),
                 "text": text,
                 "describe": describe,
                 "urls": settings.allow_urls,

@@ -184,10 +184,11 @@ class LimitsAnswer(BaseModel):
 
 
 class ServiceAnswer(BaseModel):
-    """What this server has."""
+    """What this server has. presets: of everything mode, those that the served model knows."""
 
     models: list[ModelAnswer]
     served: str
+    presets: list[str]
     text: bool
     describe: bool
     urls: bool

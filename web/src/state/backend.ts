@@ -4,6 +4,7 @@ import type { Box, Category, ImageItem, Project, Rle, Source } from "./types";
 
 export interface ServerInfo {
   readonly served: string;
+  readonly presets: readonly string[]; // of everything mode, those that the served model knows
   readonly version: string;
   readonly text: boolean;
   readonly projects: boolean;

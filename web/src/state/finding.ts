@@ -81,9 +81,9 @@ export function createFinding(app: App): Finding {
 
   return {
     everything() {
-      const { granularity, size } = store.get();
-      if (!size) return Promise.resolve();
-      const body = everythingBody(granularity, size);
+      const { granularity, size, info } = store.get();
+      if (!size || !info) return Promise.resolve();
+      const body = everythingBody(granularity, size, info.presets);
       say.status(`Finding everything: ${GRANULARITIES[granularity]?.name ?? ""}.`);
       const onProgress = (done: number): void => {
         if (store.get().finding?.what === "everything") store.set({ finding: { what: "everything", done } });

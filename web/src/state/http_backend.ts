@@ -6,9 +6,9 @@ import type { Backend } from "./backend";
 export function httpBackend(api: Api): Backend {
   return {
     async info() {
-      const { models, served, version, text, projects, decoder, limits } = await api.models();
+      const { models, served, presets, version, text, projects, decoder, limits } = await api.models();
       const prompts = models.find((model) => model.served)?.prompts ?? [];
-      return { served, version, text, projects, decoder, prompts, uploadBytes: limits.upload_bytes };
+      return { served, presets, version, text, projects, decoder, prompts, uploadBytes: limits.upload_bytes };
     },
     projects: () => api.projects(),
     createProject: (name) => api.createProject(name),
