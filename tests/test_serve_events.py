@@ -155,6 +155,26 @@ def test_an_image_whose_client_goes_before_it_has_the_id_is_forgotten(model):
     assert len(waiting) == 1 and kept == {}
 
 
+def test_an_upload_whose_client_goes_while_it_is_decoded_is_given_up(model):
+    async def go():
+        server = Server(model)
+        seen = []
+
+        async def add_image(data):
+            seen.append("begun")
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                seen.append("given up")
+                raise
+
+        server.engine.add_image = add_image
+        await leaving(server.app, "/v1/images", png(photograph()), lambda sent: seen, kind=b"image/png")
+        return seen
+
+    assert asyncio.run(go()) == ["begun", "given up"]
+
+
 @pytest.mark.parametrize("error, status", [(Overloaded(3), 503), (RuntimeError("a secret"), 500)], ids=str)
 def test_what_goes_wrong_after_the_first_events_is_an_event(error, status, caplog):
     async def items():

@@ -72,7 +72,7 @@ def make_image_router(engine: Engine, settings: ServeSettings, fetcher: Fetcher 
             if not settings.allow_urls:
                 raise Problem(403, "This server fetches no addresses; upload the image, or start it with --allow-urls.")
             found = await unless_gone(request, fetcher.fetch(found, settings.upload_bytes))
-        state = await engine.add_image(found)
+        state = await unless_gone(request, engine.add_image(found))
         if wait:
             try:
                 state = await unless_gone(request, engine.wait(state.image_id, wait))
