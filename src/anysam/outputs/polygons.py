@@ -7,8 +7,8 @@ import numpy as np
 
 from anysam import rle
 from anysam.errors import OptionError
-from anysam.masks import Outline, mask_to_polygons
 from anysam.results import MaskRecord
+from anysam.tracing import Outline, trace_spans
 
 # Where the outlines of one mask may cross columns of pixels. A polygon of few letters can cross a large image so often
 # that no memory would hold it; of what a mask looks like, this is the outline of a chessboard of 16 megapixels.
@@ -21,13 +21,9 @@ _COMPARED = 1024  # vertices among which the nearest is sought for a seam betwee
 
 
 def record_outlines(record: MaskRecord) -> list[Outline]:
-    """`masks.mask_to_polygons` of a record, which looks only at the mask's box."""
-    box = rle.box(record.segmentation)
-    if box is None:
-        return []
-    offset = np.array(box[:2], dtype=np.float64)
-    outlines = mask_to_polygons(rle.window(record.segmentation, box))
-    return [Outline(each.outer + offset, tuple(hole + offset for hole in each.holes)) for each in outlines]
+    """`masks.mask_to_polygons` of a record, which is not unfolded."""
+    runs, size = rle.read_rle(record.segmentation)
+    return trace_spans(rle.runs_to_spans(runs), size[0])
 
 
 def joined_ring(outlines: Sequence[Outline], inset: float = 0.0) -> np.ndarray:
