@@ -45,6 +45,8 @@ def joined_ring(outlines: Sequence[Outline], inset: float = 0.0) -> np.ndarray:
     steps = np.sign(xy[after] - xy)  # of the edge that leaves each vertex
     turns = steps + steps[before]  # the mask is on the right of every edge
     places = xy + inset * np.stack([-turns[:, 1], turns[:, 0]], axis=1)
+    if len(rings) == 1:
+        return places[_moved(places)]
     chain = places.tolist()
     following = after.tolist()
 
@@ -70,7 +72,13 @@ def joined_ring(outlines: Sequence[Outline], inset: float = 0.0) -> np.ndarray:
         ring.append(chain[vertex])
         vertex = following[vertex]
     joined = np.array(ring)
-    return joined[(joined != np.roll(joined, 1, axis=0)).any(axis=1)]
+    return joined[_moved(joined)]
+
+
+def _moved(ring: np.ndarray) -> np.ndarray:
+    """Which vertices of a ring (N, 2) differ from the one before: (N,) bool."""
+    moved = ring != np.roll(ring, 1, axis=0)
+    return moved[:, 0] | moved[:, 1]
 
 
 def _edges_above(xy: np.ndarray, after: np.ndarray, holes: Sequence[slice]) -> list[tuple[int, int]]:
@@ -108,7 +116,8 @@ def _nearest_vertices(xy: np.ndarray, outers: Sequence[slice]) -> list[tuple[int
         own = np.arange(outer.start, outer.stop)
         if count:
             tried, others = own[:: len(own) // 16 + 1], before[: count : count // _COMPARED + 1]
-            distances = ((xy[tried][:, None] - xy[others][None]) ** 2).sum(axis=-1)  # (about 16, about 1024)
+            aside, below = (xy[tried][:, None] - xy[others][None]).transpose(2, 0, 1)
+            distances = aside**2 + below**2  # (about 16, about 1024)
             i, j = np.unravel_index(int(distances.argmin()), distances.shape)
             pairs.append((int(others[j]), int(tried[i])))
         before[count : count + len(own)] = own
