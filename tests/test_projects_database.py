@@ -63,7 +63,7 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path):
         if "image" in said:
             file = operations.read_image_file(projects, said["project"], said["image"])
             assert file.data == picture(seed)
-            found = annotations.list_annotations(projects, said["project"], said["image"])
+            found, _ = annotations.list_annotations(projects, said["project"], said["image"])
             numbers = [int(each.id, 16) for each in found]
             assert set(saved) <= set(numbers)
             # At most the one request that was under way is there without having been acknowledged.
@@ -193,7 +193,7 @@ def test_a_writer_that_waits_too_long_is_told_to_come_back(tmp_path, monkeypatch
         with pytest.raises(ProjectError) as caught:
             operations.create_project(server.projects, "a")
         assert caught.value.status == 503 and caught.value.retry_after
-        assert operations.list_projects(server.projects) == []  # readers do not wait
+        assert operations.list_projects(server.projects) == ([], None)  # readers do not wait
     operations.create_project(server.projects, "a")
 
 
@@ -214,7 +214,8 @@ def test_after_close_the_one_file_is_everything(tmp_path):
     server.projects.close()
     assert [path.name for path in tmp_path.iterdir()] == ["projects.sqlite"]
     (tmp_path / "projects.sqlite").rename(tmp_path / "moved.sqlite")
-    assert len(operations.list_images(open_projects(tmp_path / "moved.sqlite"), project)) == 1
+    found, _ = operations.list_images(open_projects(tmp_path / "moved.sqlite"), project)
+    assert len(found) == 1
 
 
 @only_sqlite
@@ -297,7 +298,7 @@ def test_the_tables_are_postgresqls_too():
     statements += [
         str(CreateIndex(index).compile(dialect=dialect)) for t in metadata.sorted_tables for index in t.indexes
     ]
-    assert len(statements) == 9
+    assert len(statements) == 11
     together = "\n".join(statements)
     assert "data BYTEA NOT NULL" in together and "predicted_iou DOUBLE PRECISION" in together
     assert "SERIAL" not in together

@@ -224,11 +224,14 @@ def _make_tables(engine: Engine, shown: str) -> None:
             metadata.create_all(connection)
             connection.execute(insert(schema_facts).values(id=1, version=SCHEMA_VERSION))
         found = connection.execute(select(schema_facts.c.version)).scalar_one_or_none()
-    if found is None or found > SCHEMA_VERSION:
-        raise OptionError(
-            f"The projects in {shown} are of version {found}, and this anysam knows up to {SCHEMA_VERSION}; "
-            "they were made by a newer one: upgrade anysam, or choose another --db."
-        )
+        if found is None or found > SCHEMA_VERSION:
+            raise OptionError(
+                f"The projects in {shown} are of version {found}, and this anysam knows up to {SCHEMA_VERSION}; "
+                "they were made by a newer one: upgrade anysam, or choose another --db."
+            )
+        for table in metadata.sorted_tables:
+            for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                index.create(connection, checkfirst=True)  # those that came later; they change nothing but the speed
 
 
 @contextmanager
