@@ -21,6 +21,7 @@ from anysam.serve.projects.tables import SCHEMA_VERSION, metadata, schema_facts
 FILE_NAME = "projects.sqlite"
 CONNECTIONS = 12  # at most open at once
 _WAIT_SECONDS = 30  # for another writer, or for a connection
+_CONNECT_SECONDS = 10  # for a server to answer at all
 _WRITES = "anysam_writes"  # an execution option of connections
 _LOCK_NUMBER = 0x616E7973616D  # of PostgreSQL's advisory locks: one process at a time makes the tables
 _MARK = 0x616E7973  # SQLite's application_id: tells our files from others
@@ -60,6 +61,8 @@ class Projects:
         with _failures_told(), self._my_turn(), self._engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
+                if not self._is_sqlite:  # SQLite has its busy_timeout
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(_WAIT_SECONDS * 1000)}")
                 yield connection
 
     def give_space_back(self) -> None:
@@ -205,9 +208,15 @@ def _prepare_file(engine: Engine, shown: str) -> None:
 
 
 def _postgresql_engine(url: URL) -> Engine:
+    seconds = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
     try:
         return sqlalchemy.create_engine(
-            url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=_WAIT_SECONDS, pool_pre_ping=True
+            url,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=_WAIT_SECONDS,
+            pool_pre_ping=True,
+            connect_args=seconds,
         )
     except ModuleNotFoundError as error:
         raise MissingExtraError(
