@@ -21,8 +21,8 @@ from test_projects_database import (  # noqa: F401
     test_what_was_acknowledged_survives_sigkill,
 )
 from test_projects_files import (  # noqa: F401
-    test_a_malformed_file_imports_nothing_of_the_whole_request,
-    test_what_is_exported_comes_back,
+    test_an_import_is_in_the_history_and_leaves_no_files,
+    test_imported_twice_is_there_once,
 )
 from test_projects_pages import (  # noqa: F401
     listings,

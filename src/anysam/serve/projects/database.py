@@ -195,8 +195,9 @@ def _prepare_file(engine: Engine, shown: str) -> None:
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         try:
-            (mark,) = driver.execute("PRAGMA application_id").fetchone()
+            # In this order: another process that is making the file marks it before it has tables.
             (tables,) = driver.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (mark,) = driver.execute("PRAGMA application_id").fetchone()
             if tables and mark != _MARK:
                 raise OptionError(f"{shown} is a database of another program; choose another file.")
             if not tables:
