@@ -1,6 +1,7 @@
 """A process that saves annotations and says of each when it is saved, until it is killed. Not a test.
 
 Usage: python projects_writer.py DATABASE SEED
+       python projects_writer.py DATABASE FIRST PROJECT IMAGE COUNT    saves COUNT from number FIRST on, and ends
 """
 
 import io
@@ -32,6 +33,15 @@ def picture(seed):
     return file.getvalue()
 
 
+def save_some(database, first, project, image, count):
+    projects = open_projects(database)
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for number in range(first, first + count):
+        annotations.put_annotation(projects, project, image, item_of(number))
+    projects.close()
+
+
 def main(database, seed):
     projects = open_projects(database)
     project = operations.create_project(projects, f"seed {seed}").id
@@ -53,4 +63,7 @@ def main(database, seed):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    if len(sys.argv) > 3:
+        save_some(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    else:
+        main(sys.argv[1], int(sys.argv[2]))

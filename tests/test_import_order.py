@@ -16,6 +16,7 @@ RANKS = [
     ["atomic"],
     ["weights_files"],
     ["rle"],
+    ["tracing"],
     ["masks"],
     ["prompts"],
     ["images"],

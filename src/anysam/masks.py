@@ -5,29 +5,16 @@ of the one pixel in the corner has the box 0 0 1 1. Outlines run along pixel edg
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
 from anysam.errors import OptionError
-from anysam.rle import read_rle, runs_to_mask
+from anysam.rle import mask_to_runs, read_rle, runs_to_mask, runs_to_spans
+from anysam.tracing import Outline, trace_spans
 
 MAX_AREA = 2**31  # a decoded mask takes a byte a pixel: what a few characters of run lengths may ask for
-
-
-@dataclass(frozen=True, eq=False)
-class Outline:
-    """One connected part of a mask: its outer ring and the rings of the holes in it.
-
-    Rings are (N, 2) float64, x y, corners of pixels, not closed (the last vertex differs from the first); outer rings
-    run clockwise on the screen, holes counter-clockwise.
-    """
-
-    outer: np.ndarray
-    holes: tuple[np.ndarray, ...] = ()
 
 
 def _check_mask(mask: np.ndarray) -> np.ndarray:
@@ -125,53 +112,5 @@ def mask_to_polygons(mask: np.ndarray) -> list[Outline]:
 
     Exact: the rings enclose the mask's area, and filling them (`polygon_to_mask`, holes taken out) gives it back.
     """
-    _, parts = cv2.connectedComponents(_check_mask(mask).astype(np.uint8), connectivity=4)
-    outers: dict[int, np.ndarray] = {}
-    holes: dict[int, list[np.ndarray]] = {}
-    for ring in _trace_rings(mask):
-        # The object is on the right of every edge, so the first, horizontal one is above its pixel if it runs right.
-        (x0, y), (x1, _) = ring[0], ring[1]
-        part = int(parts[y, x0] if x1 > x0 else parts[y - 1, x1])
-        next_ring = np.roll(ring, -1, axis=0)
-        area = np.sum(ring[:, 0] * next_ring[:, 1] - next_ring[:, 0] * ring[:, 1])  # twice the area; > 0 is clockwise
-        if area > 0:
-            outers[part] = ring.astype(np.float64)
-        else:
-            holes.setdefault(part, []).append(ring.astype(np.float64))
-    return [Outline(outers[part], tuple(holes.get(part, ()))) for part in sorted(outers)]
-
-
-def _trace_rings(mask: np.ndarray) -> list[np.ndarray]:
-    """Closed rings (N, 2) int64, x y, along the pixel edges of a mask, the object always on the right-hand side."""
-    padded = np.pad(mask.astype(np.int8), 1)
-    edges: dict[tuple[int, int, int, int], tuple[int, int]] = {}  # corner x y and heading dx dy -> the next corner
-    for y, x, x_end, sign in _runs(np.diff(padded, axis=0)[:, 1:-1]):  # object below: run right
-        edges[x, y, sign, 0] = (x_end, y)
-    for x, y, y_end, sign in _runs(-np.diff(padded, axis=1)[1:-1].T):  # object on the left: run down
-        edges[x, y, 0, sign] = (x, y_end)
-    rings = []
-    visited: set[tuple[int, int, int, int]] = set()
-    for start in edges:  # horizontal edges come first, so every ring starts with one
-        ring = []
-        edge = start
-        while edge not in visited:
-            visited.add(edge)
-            ring.append(edge[:2])
-            (x, y), dx, dy = edges[edge], edge[2], edge[3]
-            # Where two parts touch by a corner both turns exist; the right turn keeps the parts separate.
-            edge = (x, y, -dy, dx) if (x, y, -dy, dx) in edges else (x, y, dy, -dx)
-        if ring:
-            rings.append(np.array(ring, dtype=np.int64))  # (N, 2)
-    return rings
-
-
-def _runs(changes: np.ndarray) -> list[tuple[int, int, int, int]]:
-    """Runs of +1 or -1 in the rows of an array as (row, from, to, sign), -1 runs from the right end to the left."""
-    padded = np.pad(changes, ((0, 0), (1, 1)))
-    row, column = np.nonzero(np.diff(padded, axis=1))  # where the value changes; a run goes from one to the next
-    sign = padded[row, column + 1].astype(np.int64)
-    inside = np.flatnonzero(sign)
-    first, last = column[inside], column[inside + 1]
-    forward = sign[inside] > 0
-    runs = np.stack([row[inside], np.where(forward, first, last), np.where(forward, last, first), sign[inside]], axis=1)
-    return [tuple(run) for run in runs.tolist()]  # (N, 4)
+    runs = mask_to_runs(_check_mask(mask))
+    return trace_spans(runs_to_spans(runs), mask.shape[0])

@@ -189,7 +189,7 @@ def place_spans(
         raise OptionError(
             f"A mask of {width}x{height} pixels at x {x0}, y {y0} does not lie in an image of {size[1]}x{size[0]}."
         )
-    column, top, bottom = _columns(spans, height)
+    column, top, bottom = column_spans(spans, height)
     base = (column + x0) * size[0] + y0
     return _join(base + top, base + bottom)
 
@@ -222,7 +222,7 @@ def crop_spans(spans: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray
     # Spans of the columns x0..x1 only, so that a small window of a large mask is quick.
     first = int(np.searchsorted(spans[:, 1], x0 * height, side="right"))
     stop = int(np.searchsorted(spans[:, 0], x1 * height, side="left"))
-    column, top, bottom = _columns(np.clip(spans[first:stop], x0 * height, x1 * height), height)
+    column, top, bottom = column_spans(np.clip(spans[first:stop], x0 * height, x1 * height), height)
     top, bottom = np.maximum(top, y0) - y0, np.minimum(bottom, y1) - y0
     inside = top < bottom
     base = (column[inside] - x0) * (y1 - y0)
@@ -303,7 +303,7 @@ def _at_least(spans: Sequence[np.ndarray], times: int) -> np.ndarray:
     return _join(edges[opens], edges[closes])
 
 
-def _columns(spans: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def column_spans(spans: np.ndarray, height: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut spans (N, 2) at the ends of columns: the column, and the first row and the end in it, (M,) int64 each."""
     spans = spans[spans[:, 0] < spans[:, 1]]
     if not len(spans):

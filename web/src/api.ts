@@ -55,6 +55,20 @@ export class Api {
     return (await (await request(this.connection, path, call)).json()) as Form;
   }
 
+  /** A listing to its end, page by page. */
+  private async all<Key extends string, Item>(path: string, key: Key): Promise<Item[]> {
+    const found: Item[] = [];
+    let after: number | string | undefined;
+    do {
+      const page: Record<Key, Item[]> & { next?: number | string | null } = await this.json(
+        `${path}${query({ limit: 1000, after })}`,
+      );
+      found.push(...page[key]);
+      after = page.next ?? undefined;
+    } while (after !== undefined);
+    return found;
+  }
+
   private async nothing(path: string, call: Call): Promise<void> {
     await request(this.connection, path, call);
   }
@@ -167,7 +181,8 @@ export class Api {
   // Projects
 
   async projects(): Promise<Project[]> {
-    return (await this.json<{ projects: Project[] }>("/v1/projects")).projects;
+    const found = await this.all<"projects", Project>("/v1/projects", "projects");
+    return found.sort((a, b) => b.updated_at.localeCompare(a.updated_at)); // the one changed last first
   }
 
   createProject(name: string): Promise<Project> {
@@ -203,7 +218,7 @@ export class Api {
   }
 
   async images(project: string): Promise<ProjectImage[]> {
-    return (await this.json<{ images: ProjectImage[] }>(`/v1/projects/${project}/images`)).images;
+    return this.all<"images", ProjectImage>(`/v1/projects/${project}/images`, "images");
   }
 
   addImage(project: string, file: Blob, name: string, signal?: AbortSignal): Promise<ProjectImage> {
@@ -236,7 +251,7 @@ export class Api {
 
   async annotations(project: string, image: string): Promise<Annotation[]> {
     const path = `/v1/projects/${project}/images/${image}/annotations`;
-    return (await this.json<{ annotations: Annotation[] }>(path)).annotations;
+    return this.all<"annotations", Annotation>(path, "annotations");
   }
 
   /** version: only if the annotation still is at it; else ApiError 412. */

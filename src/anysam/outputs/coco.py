@@ -1,6 +1,6 @@
 """COCO instances: one JSON document for one image or for many, with run lengths or with polygons."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,27 +30,35 @@ def write_coco_json(
     a mask (its caption, all scores) is in its annotation. Raises OptionError for a label that is not among the names.
     """
     categories = {name: number for number, name in enumerate(class_names(results, names), start=1)}
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    empty = 0
-    for image_id, result in enumerate(results, start=1):
-        height, width = result.size
-        images.append({"id": image_id, "file_name": result.file_name, "height": height, "width": width})
-        for record in result.records:
-            empty += polygons and not record.area
-            annotation = _annotation(record, categories, polygons)
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id} | annotation)
+    images = [coco_image(number, result) for number, result in enumerate(results, start=1)]
+    records = [(number, record) for number, result in enumerate(results, start=1) for record in result.records]
+
+    def annotations() -> Iterator[dict[str, Any]]:
+        for number, (image_id, record) in enumerate(records, start=1):
+            yield {"id": number, "image_id": image_id} | coco_annotation(record, categories, polygons)
+
     document = {
         "info": {"description": "Masks predicted by anysam"},
         "images": images,
-        "annotations": annotations,
+        "annotations": annotations(),
         "categories": [{"id": number, "name": name} for name, number in categories.items()],
     }
     write_json(path, document)
+    empty = sum(polygons and not record.area for _, record in records)
     return [Loss("coco-polygons", "masks without a pixel", empty)] if empty else []
 
 
-def _annotation(record: MaskRecord, categories: Mapping[str, int], polygons: bool) -> dict[str, Any]:
+def coco_image(image_id: int, result: ImageResult) -> dict[str, Any]:
+    """The row of an image among the images of a COCO document."""
+    height, width = result.size
+    return {"id": image_id, "file_name": result.file_name, "height": height, "width": width}
+
+
+def coco_annotation(record: MaskRecord, categories: Mapping[str, int], polygons: bool) -> dict[str, Any]:
+    """The row of a mask among the annotations of a COCO document, without the ids of itself and of its image.
+
+    categories: the id of each name, "object" for masks without a label among them. polygons: see `write_coco_json`.
+    """
     x0, y0, x1, y1 = record.box
     segmentation: Any = record.segmentation
     if polygons:

@@ -2,15 +2,17 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
+import numpy as np
 from PIL import Image
 
 from anysam.atomic import explain, write_atomic
 from anysam.errors import OutputError
 from anysam.images import IMAGE_SUFFIXES
+from anysam.outputs.grey import grey_png
 
 _RUN_LENGTHS = 3  # zlib's Z_RLE
 
@@ -60,26 +62,51 @@ def image_stem(file_name: str) -> str:
     return path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
 
 
+def save_png(file: IO[bytes], image: Image.Image) -> None:
+    """Write a Pillow image into an open file."""
+    # Photographs: level 6 is twice as slow as 4 for 3 % less. Cut-outs: runs are found in half the time, as small.
+    runs = {"compress_type": _RUN_LENGTHS} if image.mode == "RGBA" else {}
+    image.save(file, "PNG", compress_level=4, **runs)
+
+
 def write_png(path: str | Path, image: Image.Image) -> None:
     """Write a Pillow image. Raises OutputError."""
-    # Photographs: level 6 is twice as slow as 4 for 3 % less. Masks: runs are found in half the time, and are smaller.
-    runs = {"compress_type": _RUN_LENGTHS} if image.mode in ("L", "I;16") else {}
-    write_atomic(path, lambda file: image.save(file, "PNG", compress_level=4, **runs))
+    write_atomic(path, lambda file: save_png(file, image))
 
 
-def write_json(path: str | Path, document: dict[str, Any]) -> None:
-    """Write a JSON document. Raises OutputError, also for a number that is not finite, which JSON cannot hold."""
+def write_grey_png(path: str | Path, pixels: np.ndarray) -> None:
+    """Write (H, W) bool, uint8 or uint16 as a grey PNG, see `grey_png`. Raises OutputError."""
+    write_atomic(path, lambda file: file.writelines(grey_png(pixels)))
+
+
+def write_json(path: str | Path, document: Mapping[str, Any]) -> None:
+    """Write a JSON document; of its values, an iterator is written as a list, item by item, never all in memory.
+
+    Raises OutputError, also for a number that is not finite, which JSON cannot hold.
+    """
+
+    def write(file: BinaryIO) -> None:
+        for place, (key, value) in enumerate(document.items()):
+            file.write((b", " if place else b"{") + _json(path, key) + b": ")
+            if isinstance(value, Iterator):
+                file.write(b"[")
+                for number, item in enumerate(value):
+                    file.write((b", " if number else b"") + _json(path, item))
+                file.write(b"]")
+            else:
+                file.write(_json(path, value))
+        file.write(b"}" if document else b"{}")
+
+    write_atomic(path, write)
+
+
+def _json(path: str | Path, value: object) -> bytes:
     try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:
         raise OutputError(f"{path} cannot be written: a score in it is no finite number ({error}).") from error
     # A file name that is not UTF-8 reaches us as lone surrogates; escaped with a backslash they are valid JSON.
-    data = text.encode("utf-8", "backslashreplace")
-
-    def write(file: BinaryIO) -> None:
-        file.write(data)
-
-    write_atomic(path, write)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -7,7 +7,7 @@ and transform, so that the masks can be read back.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from anysam.outputs.formats import ImageResult, Loss
 from anysam.outputs.polygons import fill_parts, record_outlines
 from anysam.outputs.reading import as_file_name, as_list, as_number, as_size, as_text, make_record
 from anysam.outputs.words import said_of, with_said
+from anysam.results import MaskRecord
 
 _WGS84 = ("EPSG:4326", "OGC:CRS84")
 _PIXELS = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
@@ -28,30 +29,40 @@ _Transform = tuple[float, float, float, float, float, float]
 def write_geojson(path: str | Path, result: ImageResult) -> list[Loss]:
     """Write the masks of an image; empty ones have no geometry and are left out."""
     transform = result.transform or _PIXELS
-    features, empty = [], 0
-    for number, record in enumerate(result.records):
-        parts = []
-        for outline in record_outlines(record):
-            rings = [_to_map(ring, transform) for ring in (outline.outer, *outline.holes)]
-            parts.append([[*ring.tolist(), ring[0].tolist()] for ring in rings])
-        if not parts:
-            empty += 1
-            continue
-        single = len(parts) == 1
-        geometry = {"type": "Polygon" if single else "MultiPolygon", "coordinates": parts[0] if single else parts}
-        properties = {
-            "label": record.label,
-            "predicted_iou": record.predicted_iou,
-            "stability_score": None,
-            "area_pixels": record.area,
-        } | said_of(record)
-        features.append({"type": "Feature", "id": number, "properties": properties, "geometry": geometry})
     document: dict[str, Any] = {"type": "FeatureCollection"}
     if result.crs is not None and result.crs not in _WGS84:
         document["crs"] = {"type": "name", "properties": {"name": _urn(result.crs)}}
     document["anysam"] = {"file_name": result.file_name, "size": list(result.size), "transform": list(transform)}
-    write_json(path, document | {"features": features})
-    return [Loss("geojson", "masks without a pixel", empty)] if empty else []
+    empty = []
+
+    def features() -> Iterator[dict[str, Any]]:
+        for number, record in enumerate(result.records):
+            feature = _feature(number, record, transform)
+            if feature is None:
+                empty.append(number)
+            else:
+                yield feature
+
+    write_json(path, document | {"features": features()})
+    return [Loss("geojson", "masks without a pixel", len(empty))] if empty else []
+
+
+def _feature(number: int, record: MaskRecord, transform: _Transform) -> dict[str, Any] | None:
+    parts = []
+    for outline in record_outlines(record):
+        rings = [_to_map(ring, transform) for ring in (outline.outer, *outline.holes)]
+        parts.append([[*ring.tolist(), ring[0].tolist()] for ring in rings])
+    if not parts:
+        return None
+    single = len(parts) == 1
+    geometry = {"type": "Polygon" if single else "MultiPolygon", "coordinates": parts[0] if single else parts}
+    properties = {
+        "label": record.label,
+        "predicted_iou": record.predicted_iou,
+        "stability_score": None,
+        "area_pixels": record.area,
+    } | said_of(record)
+    return {"type": "Feature", "id": number, "properties": properties, "geometry": geometry}
 
 
 def geojson_to_result(document: Mapping[str, Any], name: str) -> ImageResult:

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from anysam import rle
 from anysam.errors import OptionError
-from anysam.outputs.files import write_png
+from anysam.outputs.files import write_grey_png
 from anysam.outputs.formats import ImageResult, Loss
 from anysam.outputs.reading import read_png
 from anysam.results import MaskRecord
@@ -41,7 +40,7 @@ def label_map(records: Sequence[MaskRecord], size: tuple[int, int]) -> tuple[np.
 def write_label_map(path: str | Path, result: ImageResult) -> list[Loss]:
     """Write `label_map` as a grey PNG of 8 or 16 bits."""
     labels, hidden = label_map(result.records, result.size)
-    write_png(path, Image.fromarray(labels))
+    write_grey_png(path, labels)
     empty = sum(record.area == 0 for record in result.records)
     losses = [
         Loss("labels", "pixels of masks under smaller masks", hidden),

@@ -9,7 +9,7 @@ not know, which it keeps when it saves the file (`other_data` of its shapes; so 
 import base64
 import binascii
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,19 @@ _VERSION = "5.5.0"
 
 def write_labelme(path: str | Path, result: ImageResult) -> list[Loss]:
     """Write an image's masks for labelme; predicted_iou is each shape's "score"."""
-    shapes, empty = [], 0
-    for number, record in enumerate(result.records):
-        own = _shapes(record, number)
-        empty += not own
-        shapes += own
+    empty = []
+
+    def shapes() -> Iterator[dict[str, Any]]:
+        for number, record in enumerate(result.records):
+            own = _shapes(record, number)
+            if not own:
+                empty.append(number)
+            yield from own
+
     document: dict[str, Any] = {
         "version": _VERSION,
         "flags": {},
-        "shapes": shapes,
+        "shapes": shapes(),
         "imagePath": result.file_name,
         "imageData": None,
         "imageHeight": result.size[0],
@@ -46,7 +50,7 @@ def write_labelme(path: str | Path, result: ImageResult) -> list[Loss]:
     }
     write_json(path, document)
     losses = [
-        Loss("labelme", "masks without a pixel", empty),
+        Loss("labelme", "masks without a pixel", len(empty)),
         Loss("labelme", "captions without a letter", sum(record.caption == "" for record in result.records)),
     ]
     return [loss for loss in losses if loss.count]

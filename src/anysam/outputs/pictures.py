@@ -11,7 +11,7 @@ from PIL import Image
 from anysam import rle
 from anysam.errors import OptionError
 from anysam.masks import mask_to_box
-from anysam.outputs.files import write_png
+from anysam.outputs.files import write_grey_png, write_png
 from anysam.outputs.formats import Loss
 from anysam.outputs.label_drawing import draw_labels
 from anysam.prompts import Prompt
@@ -42,10 +42,7 @@ _MARKER_EDGE = 1.45  # of the disc's radius
 
 def write_mask_png(path: str | Path, mask: np.ndarray) -> None:
     """Write a mask (H, W) bool as an 8-bit grey PNG: 255 on the object, 0 elsewhere."""
-    grey: np.ndarray = mask.astype(np.uint8) * np.uint8(255)
-    if grey.flags.f_contiguous:  # as run lengths are unfolded; OpenCV turns it round ten times as fast as Pillow
-        grey = cv2.transpose(grey.T)
-    write_png(path, Image.fromarray(grey))
+    write_grey_png(path, mask)
 
 
 def write_overlay_png(
@@ -69,9 +66,14 @@ def write_cutout_png(path: str | Path, image: np.ndarray, mask: np.ndarray) -> N
         raise OptionError(f"The mask {mask.shape} and the image {image.shape[:2]} differ in size (H, W).")
     box = mask_to_box(mask)
     x0, y0, x1, y1 = (0, 0, mask.shape[1], mask.shape[0]) if box is None else box.astype(int).tolist()
-    inside = mask[y0:y1, x0:x1, None]  # (h, w, 1)
-    rgba = np.concatenate([image[y0:y1, x0:x1] * inside, inside * np.uint8(255)], axis=2)  # (h, w, 4)
-    write_png(path, Image.fromarray(rgba))
+    write_png(path, cut_out(image[y0:y1, x0:x1], mask[y0:y1, x0:x1]))
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray) -> Image.Image:
+    """(H, W, 3) uint8 RGB where a mask (H, W) bool is set, RGBA; elsewhere black and transparent."""
+    rgba = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2RGBA)  # (H, W, 4), opaque
+    rgba.view(np.uint32)[..., 0] *= mask  # all four bytes of a pixel at once
+    return Image.fromarray(rgba)
 
 
 def draw_overlay(

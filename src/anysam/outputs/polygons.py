@@ -7,8 +7,8 @@ import numpy as np
 
 from anysam import rle
 from anysam.errors import OptionError
-from anysam.masks import Outline, mask_to_polygons
 from anysam.results import MaskRecord
+from anysam.tracing import Outline, trace_spans
 
 # Where the outlines of one mask may cross columns of pixels. A polygon of few letters can cross a large image so often
 # that no memory would hold it; of what a mask looks like, this is the outline of a chessboard of 16 megapixels.
@@ -21,13 +21,9 @@ _COMPARED = 1024  # vertices among which the nearest is sought for a seam betwee
 
 
 def record_outlines(record: MaskRecord) -> list[Outline]:
-    """`masks.mask_to_polygons` of a record, which looks only at the mask's box."""
-    box = rle.box(record.segmentation)
-    if box is None:
-        return []
-    offset = np.array(box[:2], dtype=np.float64)
-    outlines = mask_to_polygons(rle.window(record.segmentation, box))
-    return [Outline(each.outer + offset, tuple(hole + offset for hole in each.holes)) for each in outlines]
+    """`masks.mask_to_polygons` of a record, which is not unfolded."""
+    runs, size = rle.read_rle(record.segmentation)
+    return trace_spans(rle.runs_to_spans(runs), size[0])
 
 
 def joined_ring(outlines: Sequence[Outline], inset: float = 0.0) -> np.ndarray:
@@ -49,6 +45,8 @@ def joined_ring(outlines: Sequence[Outline], inset: float = 0.0) -> np.ndarray:
     steps = np.sign(xy[after] - xy)  # of the edge that leaves each vertex
     turns = steps + steps[before]  # the mask is on the right of every edge
     places = xy + inset * np.stack([-turns[:, 1], turns[:, 0]], axis=1)
+    if len(rings) == 1:
+        return places[_moved(places)]
     chain = places.tolist()
     following = after.tolist()
 
@@ -74,7 +72,13 @@ def joined_ring(outlines: Sequence[Outline], inset: float = 0.0) -> np.ndarray:
         ring.append(chain[vertex])
         vertex = following[vertex]
     joined = np.array(ring)
-    return joined[(joined != np.roll(joined, 1, axis=0)).any(axis=1)]
+    return joined[_moved(joined)]
+
+
+def _moved(ring: np.ndarray) -> np.ndarray:
+    """Which vertices of a ring (N, 2) differ from the one before: (N,) bool."""
+    moved = ring != np.roll(ring, 1, axis=0)
+    return moved[:, 0] | moved[:, 1]
 
 
 def _edges_above(xy: np.ndarray, after: np.ndarray, holes: Sequence[slice]) -> list[tuple[int, int]]:
@@ -112,7 +116,8 @@ def _nearest_vertices(xy: np.ndarray, outers: Sequence[slice]) -> list[tuple[int
         own = np.arange(outer.start, outer.stop)
         if count:
             tried, others = own[:: len(own) // 16 + 1], before[: count : count // _COMPARED + 1]
-            distances = ((xy[tried][:, None] - xy[others][None]) ** 2).sum(axis=-1)  # (about 16, about 1024)
+            aside, below = (xy[tried][:, None] - xy[others][None]).transpose(2, 0, 1)
+            distances = aside**2 + below**2  # (about 16, about 1024)
             i, j = np.unravel_index(int(distances.argmin()), distances.shape)
             pairs.append((int(others[j]), int(tried[i])))
         before[count : count + len(own)] = own

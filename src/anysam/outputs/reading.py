@@ -1,6 +1,5 @@
 """What all readers need: JSON documents of bounded size, and their values checked before they are used."""
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -12,6 +11,7 @@ from PIL import Image
 from anysam import rle
 from anysam.errors import AnySamError, OptionError
 from anysam.images import MAX_PIXELS
+from anysam.outputs.json_reading import loads_by_rows
 from anysam.prompts import Prompt
 from anysam.results import MaskRecord
 
@@ -25,7 +25,7 @@ def read_json(path: str | Path) -> Any:
     try:
         if Path(path).stat().st_size > MAX_BYTES:
             raise OptionError(f"{path} is too large: at most {MAX_BYTES:,} bytes are read.")
-        return json.loads(Path(path).read_bytes(), parse_constant=_no_constant)
+        return loads_by_rows(Path(path).read_bytes())
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
         raise OptionError(f"{path} cannot be read as JSON: {_reason(error)}.") from error
 
@@ -142,10 +142,6 @@ def make_record(
         label=label,
         crop_box=crop_box,
     )
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _reason(error: Exception) -> str:

@@ -42,8 +42,8 @@ def write_yolo(path: str | Path, result: ImageResult, names: Sequence[str] | Non
     lines = []
     for record in records:
         ring = joined_ring(record_outlines(record), INSET) / (width, height)
-        values = " ".join(f"{value:.8g}" for value in ring.reshape(-1).tolist())
-        lines.append(f"{numbers[record.label or DEFAULT_NAME]} {values}\n")
+        values = tuple(ring.reshape(-1).tolist())
+        lines.append(f"{numbers[record.label or DEFAULT_NAME]}{' %.8g' * len(values) % values}\n")
     written = [_NOT_IN_A_LINE.sub(" ", name) for name in classes]
     write_text(path, "".join(lines))
     write_text(names_path(path), "".join(f"{name}\n" for name in written))

@@ -21,15 +21,17 @@ from anysam.serve.projects.answers import (
 from anysam.serve.projects.bodies import AnnotationBody, BatchBody, BatchItem, ProjectLimits, read_body
 from anysam.serve.projects.database import Projects
 from anysam.serve.projects.items import Annotation, NewAnnotation, check_annotation, form_of
+from anysam.serve.projects.pages import MOST_ROWS, AfterNumber, Limit
 
 _HIGHEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
 class AnnotationList:
-    """All annotations of an image."""
+    """Annotations of an image. next: the number to go on after; null at the end."""
 
     annotations: list[Annotation]
+    next: int | None
 
 
 @dataclass(frozen=True)
@@ -45,13 +47,16 @@ def add_annotation_routes(router: APIRouter, projects: Projects, threads: Thread
     base = "/{project_id}/images/{image_id}/annotations"
 
     @router.get(base, response_model=AnnotationList, responses=problems(404, 422, 503))
-    async def list_annotations(project_id: ProjectId, image_id: ImageId) -> Response:
-        """The annotations of an image in the order in which they were made."""
+    async def list_annotations(
+        project_id: ProjectId, image_id: ImageId, after: AfterNumber = 0, limit: Limit = MOST_ROWS
+    ) -> Response:
+        """The annotations of an image in the order in which they were made; fewer than `limit` where they are large."""
 
-        def work() -> list[dict[str, Any]]:
-            return [form_of(each) for each in annotations.list_annotations(projects, project_id, image_id)]
+        def work() -> dict[str, Any]:
+            found, following = annotations.list_annotations(projects, project_id, image_id, after, limit)
+            return {"annotations": [form_of(each) for each in found], "next": following}
 
-        return answer({"annotations": await threads.quick(work)})
+        return answer(await threads.quick(work))
 
     @router.put(
         base + "/{annotation_id}",

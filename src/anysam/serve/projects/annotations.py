@@ -12,16 +12,29 @@ from anysam.serve.projects.database import Projects
 from anysam.serve.projects.errors import ProjectError, refused, unknown
 from anysam.serve.projects.history import Change, changing
 from anysam.serve.projects.items import Annotation, NewAnnotation, Segmentation, form_of, iso_time
+from anysam.serve.projects.pages import MOST_ROWS, read_page
 from anysam.serve.projects.tables import annotations, categories, images
 
 _IDS = 500  # in one statement; SQLite has a limit on its parameters
 
 
-def list_annotations(projects: Projects, project_id: str, image_id: str) -> list[Annotation]:
-    """The annotations of an image in the order in which they were made. Raises ProjectError (404)."""
+def list_annotations(
+    projects: Projects, project_id: str, image_id: str, after: int = 0, limit: int = MOST_ROWS
+) -> tuple[list[Annotation], int | None]:
+    """At most `limit` annotations of an image, fewer where they are large, in the order in which they were made.
+
+    after: where the page before ended. Also returned: where this one does, None at the end. Raises ProjectError (404).
+    """
+    query = select(annotations).where(annotations.c.image_id == image_id, annotations.c.place > after)
     with projects.reading() as connection:
         size = image_size(connection, project_id, image_id)
-        return list(each_annotation(connection, image_id, size))
+        rows, more = read_page(
+            connection,
+            query.order_by(annotations.c.place),
+            limit,
+            lambda row: len(row.counts) + len(row.prompt or "") + len(row.label or ""),
+        )
+    return [_annotation(row, size) for row in rows], rows[-1].place if more else None
 
 
 def get_annotation(projects: Projects, project_id: str, image_id: str, annotation_id: str) -> Annotation:

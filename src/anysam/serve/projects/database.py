@@ -21,6 +21,7 @@ from anysam.serve.projects.tables import SCHEMA_VERSION, metadata, schema_facts
 FILE_NAME = "projects.sqlite"
 CONNECTIONS = 12  # at most open at once
 _WAIT_SECONDS = 30  # for another writer, or for a connection
+_CONNECT_SECONDS = 10  # for a server to answer at all
 _WRITES = "anysam_writes"  # an execution option of connections
 _LOCK_NUMBER = 0x616E7973616D  # of PostgreSQL's advisory locks: one process at a time makes the tables
 _MARK = 0x616E7973  # SQLite's application_id: tells our files from others
@@ -60,6 +61,8 @@ class Projects:
         with _failures_told(), self._my_turn(), self._engine.connect() as connection:
             connection = connection.execution_options(**{_WRITES: True})
             with connection.begin():
+                if not self._is_sqlite:  # SQLite has its busy_timeout
+                    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(_WAIT_SECONDS * 1000)}")
                 yield connection
 
     def give_space_back(self) -> None:
@@ -192,8 +195,9 @@ def _prepare_file(engine: Engine, shown: str) -> None:
     with engine.connect() as connection:
         driver: Any = connection.connection.driver_connection
         try:
-            (mark,) = driver.execute("PRAGMA application_id").fetchone()
+            # In this order: another process that is making the file marks it before it has tables.
             (tables,) = driver.execute("SELECT count(*) FROM sqlite_master").fetchone()
+            (mark,) = driver.execute("PRAGMA application_id").fetchone()
             if tables and mark != _MARK:
                 raise OptionError(f"{shown} is a database of another program; choose another file.")
             if not tables:
@@ -205,9 +209,15 @@ def _prepare_file(engine: Engine, shown: str) -> None:
 
 
 def _postgresql_engine(url: URL) -> Engine:
+    seconds = {} if "connect_timeout" in url.query else {"connect_timeout": _CONNECT_SECONDS}
     try:
         return sqlalchemy.create_engine(
-            url, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=_WAIT_SECONDS, pool_pre_ping=True
+            url,
+            pool_size=CONNECTIONS,
+            max_overflow=0,
+            pool_timeout=_WAIT_SECONDS,
+            pool_pre_ping=True,
+            connect_args=seconds,
         )
     except ModuleNotFoundError as error:
         raise MissingExtraError(
@@ -224,11 +234,14 @@ def _make_tables(engine: Engine, shown: str) -> None:
             metadata.create_all(connection)
             connection.execute(insert(schema_facts).values(id=1, version=SCHEMA_VERSION))
         found = connection.execute(select(schema_facts.c.version)).scalar_one_or_none()
-    if found is None or found > SCHEMA_VERSION:
-        raise OptionError(
-            f"The projects in {shown} are of version {found}, and this anysam knows up to {SCHEMA_VERSION}; "
-            "they were made by a newer one: upgrade anysam, or choose another --db."
-        )
+        if found is None or found > SCHEMA_VERSION:
+            raise OptionError(
+                f"The projects in {shown} are of version {found}, and this anysam knows up to {SCHEMA_VERSION}; "
+                "they were made by a newer one: upgrade anysam, or choose another --db."
+            )
+        for table in metadata.sorted_tables:
+            for index in sorted(table.indexes, key=lambda index: str(index.name)):
+                index.create(connection, checkfirst=True)  # those that came later; they change nothing but the speed
 
 
 @contextmanager

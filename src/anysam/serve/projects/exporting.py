@@ -14,12 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 from sqlalchemy import Connection, select
 
+from anysam import rle
 from anysam.errors import OutputError
 from anysam.images import read_image
-from anysam.outputs import ImageResult, Loss, write_coco_json, write_cutout_png, write_result
-from anysam.outputs.words import DEFAULT_NAME
+from anysam.outputs import ImageResult, Loss, write_result
+from anysam.outputs.coco import coco_annotation, coco_image
+from anysam.outputs.files import save_png
+from anysam.outputs.grey import grey_png
+from anysam.outputs.pictures import cut_out
+from anysam.outputs.words import DEFAULT_NAME, lost_words
 from anysam.results import MaskRecord
 from anysam.serve.projects.annotations import each_annotation
 from anysam.serve.projects.database import Projects
@@ -132,23 +138,21 @@ def _record(annotation: Annotation, project: _Project) -> MaskRecord:
 def _write_coco(
     connection: Connection, project: _Project, polygons: bool, path: Path, folder: Path, lost: Counter[tuple[str, str]]
 ) -> None:
-    """One document: what the writer makes of each image, under numbers that go on."""
+    """One document of all images, written as it is made."""
     kind = "coco-polygons" if polygons else "coco"
-    one = folder / "one.json"
     count = 0
     with open(path, "wb") as target, tempfile.TemporaryFile(dir=folder) as rows:
         target.write(b'{"info": {"description": "Annotations of a project of anysam"},\n"images": [')
         for number, (_, result, found) in enumerate(_results(connection, project, kind, lost), start=1):
-            _add(lost, write_coco_json(one, [result], polygons, list(project.class_ids)))
-            document = json.loads(one.read_bytes())
-            names = {category["id"]: category["name"] for category in document["categories"]}
-            _append(target, document["images"][0] | {"id": number}, number == 1)
-            for row, annotation in zip(document["annotations"], found, strict=True):
+            _append(target, coco_image(number, result), number == 1)
+            for record, annotation in zip(result.records, found, strict=True):
                 count += 1
+                row = {"id": count, "image_id": number} | coco_annotation(record, project.class_ids, polygons)
                 if annotation.predicted_iou is None:
                     del row["score"]
-                own = {"id": count, "image_id": number, "category_id": project.class_ids[names[row["category_id"]]]}
-                _append(rows, row | own, count == 1)
+                if polygons and not record.area:
+                    lost[kind, f"{kind} cannot hold masks without a pixel"] += 1
+                _append(rows, row, count == 1)
         target.write(b'],\n"annotations": [')
         rows.seek(0)
         shutil.copyfileobj(rows, target)
@@ -169,8 +173,10 @@ def _write_zip(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         has_classes = False
         for image, result, _ in _results(connection, project, kind, lost):
-            if kind == "cutout":
-                _add_cutouts(connection, archive, work, image, result)
+            if kind in ("png", "cutout"):
+                _add_pictures(connection, archive, kind, image, result)
+                if kind == "png":
+                    _add(lost, lost_words(kind, result, labels=False, captions=False))
                 continue
             losses: list[Loss] = []
             written = write_result(kind, work, "image", result, losses, names=list(project.class_ids))
@@ -188,26 +194,38 @@ def _write_zip(
                 file.unlink()
 
 
-def _add_cutouts(
-    connection: Connection, archive: zipfile.ZipFile, work: Path, image: NamedImage, result: ImageResult
+def _add_pictures(
+    connection: Connection, archive: zipfile.ZipFile, kind: str, image: NamedImage, result: ImageResult
 ) -> None:
-    if not result.records:
-        return
-    query = select(image_files.c.data).where(image_files.c.image_id == image.id)
-    pixels = read_image(bytes(connection.execute(query).scalar_one()))
+    """A PNG for each mask, straight into the zip file: there may be thousands of them."""
+    pixels: np.ndarray | None = None
+    if kind == "cutout" and result.records:
+        query = select(image_files.c.data).where(image_files.c.image_id == image.id)
+        pixels = read_image(bytes(connection.execute(query).scalar_one()))
     for number, record in enumerate(result.records):
-        file = work / "cutout.png"
-        write_cutout_png(file, pixels, record.to_mask())
-        _store(archive, file, f"{image.stem}_cutout_{number}.png")
+        entry = _entry(f"{image.stem}_{'mask' if pixels is None else kind}_{number}.png", zipfile.ZIP_STORED)
+        with archive.open(entry, "w") as target:
+            if pixels is None:
+                target.writelines(grey_png(record.to_mask()))
+            else:
+                height, width = result.size
+                x0, y0, x1, y1 = rle.box(record.segmentation) or (0, 0, width, height)
+                mask = rle.window(record.segmentation, (x0, y0, x1, y1))
+                save_png(target, cut_out(pixels[y0:y1, x0:x1], mask))
 
 
 def _store(archive: zipfile.ZipFile, file: Path, name: str) -> None:
-    entry = zipfile.ZipInfo(name, _DAY)
-    entry.compress_type = zipfile.ZIP_STORED if file.suffix == ".png" else zipfile.ZIP_DEFLATED
-    entry.external_attr = 0o644 << 16
+    entry = _entry(name, zipfile.ZIP_STORED if file.suffix == ".png" else zipfile.ZIP_DEFLATED)
     entry.file_size = file.stat().st_size  # so that a large one is written as such
     with open(file, "rb") as source, archive.open(entry, "w") as target:
         shutil.copyfileobj(source, target)
+
+
+def _entry(name: str, packing: int) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, _DAY)
+    entry.compress_type = packing
+    entry.external_attr = 0o644 << 16
+    return entry
 
 
 def _add(lost: Counter[tuple[str, str]], losses: Sequence[Loss]) -> None:

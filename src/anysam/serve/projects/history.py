@@ -6,16 +6,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import Connection, Row, insert, select, update
 
 from anysam.serve.projects.database import Projects
 from anysam.serve.projects.errors import unknown
 from anysam.serve.projects.items import Event, iso_time
+from anysam.serve.projects.pages import read_page
 from anysam.serve.projects.tables import history
 from anysam.serve.projects.tables import projects as projects_table
 
 _ROWS = 200  # kept before they are written
-_ANSWER_BYTES = 8 * 1024**2  # of one page of history, about
 
 
 class Change:
@@ -101,28 +101,22 @@ def list_events(projects: Projects, project_id: str, after: int, limit: int) -> 
         .outerjoin(before, (before.c.project_id == history.c.project_id) & (before.c.seq == history.c.previous))
         .where(history.c.project_id == project_id, history.c.seq > after)
         .order_by(history.c.seq)
-        .limit(limit + 1)
     )
-    events: list[Event] = []
-    taken = 0
     with projects.reading() as connection:
         found = connection.execute(select(projects_table.c.id).where(projects_table.c.id == project_id)).first()
         if found is None:
             raise unknown("project", project_id)
-        with connection.execution_options(yield_per=16).execute(query) as rows:
-            for row in rows:
-                if len(events) == limit or taken > _ANSWER_BYTES:
-                    return events, events[-1].seq
-                taken += len(row.before or "") + len(row.after or "")
-                events.append(
-                    Event(
-                        seq=row.seq,
-                        time=iso_time(row.time),
-                        action=row.action,
-                        image_id=row.image_id,
-                        annotation_id=row.annotation_id,
-                        before=None if row.before is None else json.loads(row.before),
-                        after=None if row.after is None else json.loads(row.after),
-                    )
-                )
-    return events, None
+        rows, more = read_page(connection, query, limit, lambda row: len(row.before or "") + len(row.after or ""))
+    return [_event(row) for row in rows], rows[-1].seq if more else None
+
+
+def _event(row: Row) -> Event:
+    return Event(
+        seq=row.seq,
+        time=iso_time(row.time),
+        action=row.action,
+        image_id=row.image_id,
+        annotation_id=row.annotation_id,
+        before=None if row.before is None else json.loads(row.before),
+        after=None if row.after is None else json.loads(row.after),
+    )

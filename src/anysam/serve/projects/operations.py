@@ -6,7 +6,7 @@ import secrets
 import warnings
 
 from PIL import Image
-from sqlalchemy import Row, Select, delete, func, insert, select, update
+from sqlalchemy import Row, Select, delete, func, insert, select, tuple_, update
 
 from anysam.errors import ImageError
 from anysam.images import MAX_PIXELS, read_image
@@ -25,6 +25,7 @@ from anysam.serve.projects.items import (
     form_of,
     iso_time,
 )
+from anysam.serve.projects.pages import MOST_ROWS, read_page
 from anysam.serve.projects.tables import annotations, categories, history, image_files, images
 from anysam.serve.projects.tables import projects as projects_table
 
@@ -59,11 +60,22 @@ def create_project(projects: Projects, name: str) -> Project:
     return get_project(projects, project_id)
 
 
-def list_projects(projects: Projects) -> list[Project]:
-    """All projects, the one changed last first."""
+def list_projects(
+    projects: Projects, after: str | None = None, limit: int = MOST_ROWS
+) -> tuple[list[Project], str | None]:
+    """At most `limit` projects, the newest first.
+
+    after: where the page before ended. Also returned: where this one does, None at the end. Not in the order of
+    changes: a project that is changed while pages are read would be missing in them.
+    """
+    table = projects_table.c
+    query = _project_query().order_by(table.created_at.desc(), table.id.desc())
+    if after is not None:
+        created_at, _, project_id = after.partition("-")
+        query = query.where(tuple_(table.created_at, table.id) < tuple_(int(created_at), project_id))
     with projects.reading() as connection:
-        query = _project_query().order_by(projects_table.c.updated_at.desc(), projects_table.c.id)
-        return [_project(row) for row in connection.execute(query)]
+        rows, more = read_page(connection, query, limit, lambda row: len(row.name))
+    return [_project(row) for row in rows], f"{rows[-1].created_at}-{rows[-1].id}" if more else None
 
 
 def get_project(projects: Projects, project_id: str) -> Project:
@@ -196,14 +208,20 @@ def add_image(
     return image, True
 
 
-def list_images(projects: Projects, project_id: str) -> list[ProjectImage]:
-    """The images of a project in the order in which they were added. Raises ProjectError (404)."""
+def list_images(
+    projects: Projects, project_id: str, after: int = 0, limit: int = MOST_ROWS
+) -> tuple[list[ProjectImage], int | None]:
+    """At most `limit` images of a project in the order in which they were added.
+
+    after: where the page before ended. Also returned: where this one does, None at the end. Raises ProjectError (404).
+    """
+    query = _image_query().where(images.c.project_id == project_id, images.c.version > after)
     with projects.reading() as connection:
         found = connection.execute(select(projects_table.c.id).where(projects_table.c.id == project_id)).first()
         if found is None:
             raise unknown("project", project_id)
-        query = _image_query().where(images.c.project_id == project_id).order_by(images.c.version)
-        return [_image(row) for row in connection.execute(query)]
+        rows, more = read_page(connection, query.order_by(images.c.version), limit, lambda row: len(row.name))
+    return [_image(row) for row in rows], rows[-1].version if more else None
 
 
 def get_image(projects: Projects, project_id: str, image_id: str) -> ProjectImage:

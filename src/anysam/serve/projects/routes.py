@@ -33,10 +33,13 @@ from anysam.serve.projects.bodies import (
 from anysam.serve.projects.database import Projects
 from anysam.serve.projects.errors import ProjectError
 from anysam.serve.projects.items import Category, Event, Project, ProjectImage, form_of
+from anysam.serve.projects.pages import MOST_ROWS, AfterNumber, Limit
 from anysam.serve.projects.transfers import add_transfer_routes
 
 _WITHOUT_ENGINE = "This server has no model to open the image with."
-_HIGHEST = 2**63 - 1
+AfterProject = Annotated[
+    str | None, Query(pattern=r"^[0-9]{1,18}-[0-9a-f]{32}$", description="next of the answer before")
+]
 _MAX_WAIT = 30.0
 
 
@@ -66,9 +69,10 @@ class ImageOpener(Protocol):
 
 @dataclass(frozen=True)
 class ProjectList:
-    """All projects."""
+    """Projects, the newest first. next: what to go on after; null at the end."""
 
     projects: list[Project]
+    next: str | None
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,10 @@ class CategoryList:
 
 @dataclass(frozen=True)
 class ProjectImageList:
-    """All images of a project."""
+    """Images of a project. next: the number to go on after; null at the end."""
 
     images: list[ProjectImage]
+    next: int | None
 
 
 @dataclass(frozen=True)
@@ -120,11 +125,11 @@ def make_router(projects: Projects, engine: ImageOpener | None, limits: ProjectL
 
 
 def _add_projects(router: APIRouter, projects: Projects, threads: Threads, limits: ProjectLimits) -> None:
-    @router.get("", response_model=ProjectList, responses=problems(500, 503))
-    async def list_projects() -> Response:
-        """All projects, the one changed last first."""
-        found = await threads.quick(lambda: operations.list_projects(projects))
-        return answer({"projects": [form_of(each) for each in found]})
+    @router.get("", response_model=ProjectList, responses=problems(422, 500, 503))
+    async def list_projects(after: AfterProject = None, limit: Limit = MOST_ROWS) -> Response:
+        """The projects, the newest first."""
+        found, following = await threads.quick(lambda: operations.list_projects(projects, after, limit))
+        return answer({"projects": [form_of(each) for each in found], "next": following})
 
     @router.post(
         "",
@@ -164,8 +169,8 @@ def _add_projects(router: APIRouter, projects: Projects, threads: Threads, limit
     @router.get("/{project_id}/history", response_model=EventList, responses=problems(404, 422, 503))
     async def list_history(
         project_id: ProjectId,
-        after: Annotated[int, Query(ge=0, le=_HIGHEST)] = 0,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: AfterNumber = 0,
+        limit: Limit = 100,
     ) -> Response:
         """Changes with numbers above `after`; fewer than `limit` where they are large."""
         events, following = await threads.quick(lambda: history.list_events(projects, project_id, after, limit))
@@ -220,10 +225,10 @@ def _add_categories(router: APIRouter, projects: Projects, threads: Threads, lim
 
 def _add_images(router: APIRouter, projects: Projects, threads: Threads, limits: ProjectLimits) -> None:
     @router.get("/{project_id}/images", response_model=ProjectImageList, responses=problems(404, 422, 503))
-    async def list_images(project_id: ProjectId) -> Response:
+    async def list_images(project_id: ProjectId, after: AfterNumber = 0, limit: Limit = MOST_ROWS) -> Response:
         """The images of a project in the order in which they were added."""
-        found = await threads.quick(lambda: operations.list_images(projects, project_id))
-        return answer({"images": [form_of(each) for each in found]})
+        found, following = await threads.quick(lambda: operations.list_images(projects, project_id, after, limit))
+        return answer({"images": [form_of(each) for each in found], "next": following})
 
     @router.post(
         "/{project_id}/images",

@@ -54,6 +54,7 @@ projects = Table(
     Column("last_category", Integer, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
+    Index("projects_by_creation", "created_at", "id"),
 )
 
 categories = Table(
@@ -115,6 +116,7 @@ annotations = Table(
     Column("updated_at", BigInteger, nullable=False),
     ForeignKeyConstraint(["project_id", "category_id"], ["categories.project_id", "categories.id"]),
     Index("annotations_by_category", "project_id", "category_id"),
+    Index("annotations_by_place", "image_id", "place"),
 )
 
 # Ids without foreign keys: history outlives what it tells of. `previous` is the change before of the same thing, whose
