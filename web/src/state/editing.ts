@@ -153,6 +153,7 @@ export function createEditing(app: App): Editing {
       choice: 0,
     };
     session.changeScene(scenes.commit(scene, value ? "Brush" : "Eraser", [object], [], object.id));
+    say.status(`${percent(object.area, size)} of the image.`);
   }
 
   function change(id: string, label: string, patch: Partial<SceneObject>): void {
@@ -186,6 +187,7 @@ export function createEditing(app: App): Editing {
     done() {
       const { scene } = store.get();
       drop();
+      if (scene.selected) say.status(`Done. ${scene.objects.length} ${scene.objects.length === 1 ? "object" : "objects"}.`);
       session.changeScene(scenes.select(scene, null));
     },
     select(id) {

@@ -104,6 +104,11 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     store.set({ mode: segmenter.mode, modeReason: segmenter.reason ?? null });
   }
 
+  function whereAnswered(): string {
+    const { mode, modeReason } = store.get();
+    return mode === "server" ? `Clicks are answered by the server. ${modeReason ?? ""}` : "Clicks are answered on this device.";
+  }
+
   function rememberPlace(): void {
     const { projectId, imageId } = store.get();
     if (!persistent()) return;
@@ -176,7 +181,7 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     };
     try {
       await Promise.all([shown, masks, openModel()]);
-      if (still()) say.status(`${item.name} is ready.`);
+      if (still()) say.status(`${item.name} is ready. ${whereAnswered()}`);
     } catch (error) {
       if (!still()) return;
       store.set({ busy: null });
