@@ -46,6 +46,14 @@ def test_without_a_decoder_the_server_answers_clicks(seen):
     assert_same(found["object"], seen)
 
 
+def test_where_webassembly_is_missing_the_server_answers_and_the_page_says_why(seen):
+    found = seen["withoutWebAssembly"]
+    assert found["scripts"] == 1 and found["mode"] == "server"
+    assert "WebAssembly" in found["reason"] and found["badge"] == "On the server"
+    assert found["reason"] in found["said"] and found["reason"] in found["notice"]
+    assert_same(found["object"], seen)
+
+
 def test_while_the_decoder_is_made_the_server_answers_and_then_the_browser(seen):
     found = seen["withLateDecoder"]
     assert found["mode"] == "server" and "still being made" in found["reason"]

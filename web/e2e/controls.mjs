@@ -2,7 +2,7 @@
 
 /**
  * For each control that is shown: name, role, box [left, top, width, height], whether it is disabled, whether it lies in the
- * window, and what lies over its middle, if something does. Of what scrolls, only what is in sight counts.
+ * window, and what lies over its middle, if something does. Of what scrolls, only what is wholly in sight counts.
  */
 export function controls(page) {
   return page.evaluate(() => {
@@ -17,7 +17,8 @@ export function controls(page) {
       for (let box = element.parentElement; box; box = box.parentElement) {
         const frame = box.getBoundingClientRect();
         const scrolls = /auto|scroll/.test(getComputedStyle(box).overflowY + getComputedStyle(box).overflowX);
-        if (scrolls && (cx < frame.left || cy < frame.top || cx > frame.right || cy > frame.bottom)) return [];
+        const cut = left < frame.left || y < frame.top || left + width > frame.right || y + height > frame.bottom;
+        if (scrolls && cut) return [];
       }
       const over = within(cx, cy) ? document.elementFromPoint(cx, cy) : null;
       const covered = over && !element.contains(over) && !over.contains(element) && element.getAttribute("role") !== "application";

@@ -220,7 +220,8 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
         store.set({ adding: { done: i, of: pictures.length } });
         try {
           const item = await addOne(file);
-          store.set(({ images }) => ({ images: [...images.filter((image) => image.id !== item.id), item] }));
+          const known = store.get().images.some((image) => image.id === item.id); // the same file again
+          if (!known) store.set(({ images }) => ({ images: [...images, item] }));
           if (!first) {
             first = item.id;
             void openImage(item.id);

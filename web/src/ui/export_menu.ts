@@ -92,7 +92,7 @@ export function createExportMenu(app: App, projects: Projects): HTMLElement {
       await projects.reloadAnnotations();
       say.notice([`${imported} annotations imported.`, ...skippedLines(skipped)].join("\n"));
     } catch (error) {
-      say.notice(`Import: ${reasonOf(error)}`);
+      say.notice(`${file.name} was not imported: ${reasonOf(error)}`);
     }
   }
 

@@ -83,6 +83,8 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
     return image ? `${image.name} · anysam` : "anysam";
   }, (title) => (document.title = title));
 
+  // A link to another project or image, followed in this tab. The page's own changes of its address do not come here.
+  window.addEventListener("hashchange", () => void projects.start());
   window.addEventListener("online", () => void session.outbox?.flush());
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "hidden") void session.outbox?.flush();
