@@ -54,7 +54,7 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
     panel: panel.trigger,
   });
   const strip = createStrip(app, projects, files, openShelf<Blob>("thumbnails"));
-  root.replaceChildren(topbar, view, strip, panel.veil, panel.element, files.element, toasts);
+  root.replaceChildren(topbar, view, panel.veil, panel.element, strip, files.element, toasts);
 
   listenToKeys({
     app,

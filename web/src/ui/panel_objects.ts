@@ -60,6 +60,7 @@ export function createObjectsPanel(app: App, editing: Editing): ObjectsPanel {
     name.textContent = nameOf(object, place, state.categories);
     area.textContent = state.size ? share(object.area / (state.size[0] * state.size[1])) : "";
     main.setAttribute("aria-pressed", String(selected));
+    main.setAttribute("aria-label", [...new Set([spoken, name.textContent, area.textContent])].filter(Boolean).join(", "));
     row.classList.toggle("selected", selected);
     row.classList.toggle("hidden-object", hidden);
     show(select, selected && state.categories.length > 0);

@@ -18,9 +18,10 @@ export function attachPopover(trigger: HTMLElement, element: HTMLElement, open: 
   let closedAt = 0;
 
   trigger.addEventListener("click", () => {
+    if (element.matches(":popover-open")) return element.hidePopover();
     if (performance.now() - closedAt < 250) return; // this very press has just closed it
     open();
-    element.showPopover();
+    element.showPopover({ source: trigger });
     place(trigger, element);
     element.querySelector<HTMLElement>("[autofocus], button:not(:disabled), input")?.focus();
   });
@@ -28,6 +29,10 @@ export function attachPopover(trigger: HTMLElement, element: HTMLElement, open: 
     const shown = (event as ToggleEvent).newState === "open";
     trigger.setAttribute("aria-expanded", String(shown));
     if (!shown) closedAt = performance.now();
+  });
+  element.addEventListener("focusout", ({ relatedTarget }) => {
+    const gone = relatedTarget instanceof Node && !element.contains(relatedTarget);
+    if (gone && element.matches(":popover-open")) element.hidePopover();
   });
   element.addEventListener("keydown", (event) => {
     const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;
