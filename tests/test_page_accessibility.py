@@ -5,7 +5,17 @@ import pytest
 from page_server import IMAGE, browse, needs_page, once
 
 # Roles that a user acts on, and those that stand for a picture or a region: each says what it is.
-NAMED = {"button", "checkbox", "combobox", "ComboBoxGrouping", "PopUpButton", "ColorWell", "link", "listbox", "MenuListPopup"}
+NAMED = {
+    "button",
+    "checkbox",
+    "combobox",
+    "ComboBoxGrouping",
+    "PopUpButton",
+    "ColorWell",
+    "link",
+    "listbox",
+    "MenuListPopup",
+}
 NAMED |= {"option", "radio", "radiogroup", "searchbox", "slider", "spinbutton", "tab", "textbox", "application"}
 NAMED |= {"image", "img", "graphics-document", "Canvas", "dialog", "alertdialog", "progressbar", "ProgressIndicator"}
 NAMED |= {"complementary", "region", "list", "group"}
@@ -36,7 +46,9 @@ def test_every_control_and_picture_has_a_role_and_a_name(seen):
 
 def test_controls_of_the_same_kind_can_be_told_apart(seen):
     for state, nodes in seen["names"].items():
-        names = [(node["role"], node["name"]) for node in nodes if node["role"] in {"button", "radio", "textbox", "slider"}]
+        names = [
+            (node["role"], node["name"]) for node in nodes if node["role"] in {"button", "radio", "textbox", "slider"}
+        ]
         assert len(names) == len(set(names)), (state, sorted({name for name in names if names.count(name) > 1}))
 
 
@@ -54,7 +66,12 @@ def test_states_are_told(seen):
 def test_the_focus_goes_through_the_page_in_its_order_and_can_be_seen(seen):
     order = seen["focus"]["order"]
     parts = [each["part"] for each in order]
-    assert [part for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]] == ["HEADER", "MAIN", "ASIDE", "FOOTER"]
+    assert [part for i, part in enumerate(parts) if i == 0 or part != parts[i - 1]] == [
+        "HEADER",
+        "MAIN",
+        "ASIDE",
+        "FOOTER",
+    ]
     assert all(each["ring"] >= 1.5 and each["inside"] for each in order), order
     ids = [each["id"] for each in order]
     assert ids.index("stage") < ids.index("tool-point") < ids.index("done") < ids.index("granularity")
@@ -69,6 +86,7 @@ def test_dialogs_keep_the_focus_and_give_it_back(seen):
         assert found["inside"][0] is not None, opener
         # None: the browser's own controls, between a dialog's last and first.
         assert {each["part"] for each in found["inside"] if each} == {part}, (opener, found)
+    assert seen["focus"]["toggled"] == [True, False, True]
     assert seen["focus"]["asked"] == "ask-input" and seen["focus"]["afterQuestion"] == "project-button"
 
 

@@ -63,7 +63,17 @@ def test_one_finger_draws_a_box_and_moves_the_image_with_the_tool_for_that(seen)
 @pytest.mark.parametrize("way", ["portrait", "landscape"])
 def test_every_control_can_be_reached_on_a_telephone(seen, way):
     found = seen[way]
-    assert set(found["found"]) == {"empty", "image", "object", "brush", "panel", "categories", "export", "project", "help"}
+    assert set(found["found"]) == {
+        "empty",
+        "image",
+        "object",
+        "brush",
+        "panel",
+        "categories",
+        "export",
+        "project",
+        "help",
+    }
     for state, controls in found["found"].items():
         assert controls, state
         for control in controls:

@@ -5,7 +5,9 @@
  * that is translucent. Disabled controls are left out, as WCAG does, and what stands on pictures and gradients: their ground
  * is not one colour.
  */
-export function contrasts(page) {
+export async function contrasts(page) {
+  // Two frames: after a change of the scheme the first one may have old colours beside new ones.
+  await page.evaluate(() => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(() => resolve()))));
   return page.evaluate(() => {
     const canvas = document.createElement("canvas");
     canvas.width = canvas.height = 1;

@@ -124,7 +124,7 @@ async function imports(page, { url, loose, out }) {
   const again = await give(file, "0 annotations imported");
   const { projectId } = await page.state();
   const wrong = {};
-  for (const [name, text] of [["no.json", "{ not json"], ["list.json", '{"images": 3}'], ["picture.png", "\x89PNG\r\n\x1a\nbroken"]]) {
+  for (const [name, text] of [["no.json", "{ not json"], ["list.json", '{"images": 3}'], ["loose_mask_1.png", "\x89PNG\r\n\x1a\nbroken"]]) {
     await page.byId("import-input").setInputFiles({ name, mimeType: "application/octet-stream", buffer: Buffer.from(text, "latin1") });
     await notices.locator(".toast").first().waitFor();
     wrong[name] = { text: await notices.textContent(), masks: masks(await page.state()) };
