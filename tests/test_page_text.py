@@ -64,5 +64,7 @@ def test_other_words_find_other_masks(seen):
     assert [rle for rle, _ in first] != [rle for rle, _ in second]
 
 
-def test_what_is_discarded_is_gone(seen):
-    assert seen["words"]["discarded"] == {"proposals": None, "added": 0}
+def test_what_is_taken_back_is_offered_again_and_gone_when_it_is_discarded(seen):
+    first, second = (len(seen["answers"][text]["masks"]) for text in TEXTS)
+    assert seen["words"]["undone"] == {"proposals": second, "objects": first}
+    assert seen["words"]["discarded"] == {"proposals": None, "objects": first}

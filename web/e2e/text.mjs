@@ -5,7 +5,11 @@ import { runScenarios } from "./page.mjs";
 
 await runScenarios([words], { names: ["image", "texts"] });
 
-/** Each text by itself: what was offered and kept. Then the same again, discarded. */
+function counts({ proposals, objects }) {
+  return { proposals, objects: objects.length };
+}
+
+/** Each text by itself: what was offered and kept. The last is taken back and discarded. */
 async function words(page, { url, image, texts }) {
   await page.visitNewProject(url, "Words");
   await page.openImage(image);
@@ -24,12 +28,11 @@ async function words(page, { url, image, texts }) {
     found[text] = { offered: offered.proposals, said, kept };
     await page.byId("text-input").fill("");
   }
-  const count = (await page.state()).objects.length;
-  await page.byId("text-input").fill(texts.split("|")[0]);
-  await page.press("text-find");
-  await page.until((state) => state.proposals !== null && !state.everything.running);
+  // What was kept last, taken back, is offered again.
+  await page.press("undo");
+  const undone = await page.until((state) => state.proposals > 0);
   await page.press("proposals-discard");
-  const { proposals, objects } = await page.state();
+  const discarded = await page.state();
   await page.saved();
-  return { engineImage, found, discarded: { proposals, added: objects.length - count } };
+  return { engineImage, found, undone: counts(undone), discarded: counts(discarded) };
 }
