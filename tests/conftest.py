@@ -1,8 +1,10 @@
 """For all tests: a home of their own, and no network beyond this machine."""
 
 import ipaddress
+import os
 import signal
 import socket
+from contextlib import ExitStack
 
 import pytest
 
@@ -75,3 +77,21 @@ def temporary_home(tmp_path_factory):
         for name in ("ANYSAM_MIRROR", "ANYSAM_OFFLINE", "ANYSAM_ALLOW"):
             patch.delenv(name, raising=False)
         yield
+
+
+@pytest.fixture(scope="session")
+def page_address(tmp_path_factory):
+    """Says the address of an `anysam app` that several tests of the page use; started when it is first asked for."""
+    from page_server import serving, shared_folder
+
+    found = []
+    with ExitStack() as stack:
+
+        def address():
+            if not found:
+                folder = shared_folder(tmp_path_factory) / f"server-{os.environ.get('PYTEST_XDIST_WORKER', 'alone')}"
+                folder.mkdir()
+                found.append(stack.enter_context(serving(folder)))
+            return found[0]
+
+        yield address

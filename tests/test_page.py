@@ -1,74 +1,30 @@
 """The page of `anysam app` in a real Chromium: what a person does, and what is saved of it."""
 
-import contextlib
-import json
-import os
 import re
-import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from filelock import FileLock
 from pycocotools import mask as coco_mask
 
 import anysam
 from anysam import Prompt
+from page_server import IMAGE, ROOT, browse, needs_page, once, serving, shared_folder
 
-ROOT = Path(__file__).parents[1]
-IMAGE = ROOT / "examples" / "images" / "coffee.png"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-
-def missing():
-    """Why the page cannot be tried here, or None."""
-    if CHROMIUM is None:
-        return "Chromium is not installed (Debian: apt install chromium)"
-    if shutil.which("node") is None or not (ROOT / "web" / "node_modules" / "playwright-core").is_dir():
-        return "Node.js or web/node_modules is missing: make page"
-    if not (ROOT / "src" / "anysam" / "serve" / "page" / "index.html").is_file():
-        return "the page is not built: make page"
-    return None
-
-
-pytestmark = pytest.mark.skipif(missing() is not None, reason=f"the page's tests are skipped: {missing()}")
-
-
-@contextlib.contextmanager
-def serving(folder):
-    words = [sys.executable, "-m", "anysam", "app", "--no-browser", "--port", "0", "--db", str(folder / "p.sqlite")]
-    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    try:
-        yield next(found[1] for line in process.stderr if (found := re.search(r"at (http://\S+/) ", line)))
-    finally:
-        process.kill()
-        process.wait(10)
+pytestmark = needs_page
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    """What web/e2e/run.mjs saw; `out` is the folder of its screenshots. Run once for all processes of the tests."""
-    out = tmp_path_factory.getbasetemp().parent / "page" if "PYTEST_XDIST_WORKER" in os.environ else None
-    out = tmp_path_factory.mktemp("page") if out is None else out
-    out.mkdir(exist_ok=True)
-    with FileLock(out.with_suffix(".lock")):
-        if not (out / "seen.json").is_file():
-            (out / "seen.json").write_text(run(out))
-    found = json.loads((out / "seen.json").read_text())
+    """What web/e2e/run.mjs saw; `out` is the folder of its screenshots."""
+
+    def use(folder):
+        with serving(folder) as url:
+            return browse("run.mjs", url, image=IMAGE, out=folder, clicks="5")
+
+    found = once(tmp_path_factory, "usual", use)
     assert found["problems"] == []
-    return found | {"out": out}
-
-
-def run(out):
-    with serving(out) as url:
-        words = ["node", "e2e/run.mjs", "--url", url, "--chromium", CHROMIUM, "--image", str(IMAGE), "--out", str(out)]
-        done = subprocess.run(
-            [*words, "--clicks", "5"], cwd=ROOT / "web", capture_output=True, text=True, timeout=400, check=False
-        )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return found | {"out": shared_folder(tmp_path_factory) / "usual"}
 
 
 def test_clicks_are_answered_in_the_browser(seen):

@@ -23,7 +23,7 @@ const errors = [];
 const seen = {};
 const browser = await chromium.launch({ executablePath: values.chromium, args: ["--no-sandbox"] });
 try {
-  for (const scenario of [asksForTheToken, withoutDecoder, withLateDecoder, withoutMouse, stopped]) {
+  for (const scenario of [asksForTheToken, withoutDecoder, withoutWebAssembly, withLateDecoder, withoutMouse, stopped]) {
     const page = await newPage();
     seen[scenario.name] = await scenario(page);
     await page.page.context().close();
@@ -81,6 +81,23 @@ async function withoutDecoder(page) {
   );
   const { mode, reason } = await open(page);
   return { mode, reason, object: await clickOnce(page) };
+}
+
+/** Also what is said of it to those who look at the badge, and to those who do not see it. */
+async function withoutWebAssembly(page) {
+  let scripts = 0;
+  await page.page.route("**/assets/worker-*.js", async (route) => {
+    scripts += 1;
+    const response = await route.fetch();
+    await route.fulfill({ response, body: `delete globalThis.WebAssembly;\n${await response.text()}` });
+  });
+  const { mode, reason } = await open(page);
+  const said = await page.said();
+  const badge = await page.byId("mode").textContent();
+  await page.press("mode");
+  const notice = await page.byId("notices").textContent();
+  await page.byId("notices").getByLabel("Dismiss").click();
+  return { scripts, mode, reason, said, badge, notice, object: await clickOnce(page) };
 }
 
 async function withLateDecoder(page) {

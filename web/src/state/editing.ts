@@ -3,6 +3,7 @@
 import { type App, type Candidate, isAbort, type PagePrompt, reasonOf, type Segmenter } from "./app";
 import { ApiError } from "../problems";
 import { paintStroke } from "./brush";
+import { idOfRareColour } from "./palette";
 import { makeId } from "./place";
 import { addPoint, addStroke, emptyPrompt, isEmpty, sourceOf, withBox } from "./prompt";
 import { describeMask, hits, maskOfRuns, readRuns } from "./runs";
@@ -35,7 +36,7 @@ export function createEditing(app: App): Editing {
   function ask(change: (prompt: ObjectPrompt) => ObjectPrompt, fresh: boolean, label: string): void {
     const { scene, pending, size } = store.get();
     if (!size) return;
-    const id = fresh ? makeId() : (pending?.id ?? scene.selected ?? makeId());
+    const id = (fresh ? null : (pending?.id ?? scene.selected)) ?? newId(scene);
     const known = scenes.findObject(scene, id);
     const prompt = change(pending?.id === id ? pending.prompt : known ? startingPrompt(known) : emptyPrompt);
     if (isEmpty(prompt)) return;
@@ -145,7 +146,7 @@ export function createEditing(app: App): Editing {
         : touched;
     const described = describeMask(mask, size, around);
     const object: SceneObject = {
-      ...(known ?? newObject(makeId())),
+      ...(known ?? newObject(newId(scene))),
       ...described,
       source: "brush",
       prompt: { ...(known ? startingPrompt(known) : emptyPrompt), mask: described.rle },
@@ -153,6 +154,7 @@ export function createEditing(app: App): Editing {
       choice: 0,
     };
     session.changeScene(scenes.commit(scene, value ? "Brush" : "Eraser", [object], [], object.id));
+    say.status(`${percent(object.area, size)} of the image.`);
   }
 
   function change(id: string, label: string, patch: Partial<SceneObject>): void {
@@ -186,6 +188,7 @@ export function createEditing(app: App): Editing {
     done() {
       const { scene } = store.get();
       drop();
+      if (scene.selected) say.status(`Done. ${scene.objects.length} ${scene.objects.length === 1 ? "object" : "objects"}.`);
       session.changeScene(scenes.select(scene, null));
     },
     select(id) {
@@ -234,6 +237,10 @@ export function createEditing(app: App): Editing {
     },
     drop,
   };
+}
+
+function newId(scene: scenes.Scene): string {
+  return idOfRareColour(makeId, scene.objects.map((object) => object.id));
 }
 
 /** What further clicks on an object add to. One that no points made (words, an import) starts from its mask. */

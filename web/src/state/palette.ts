@@ -28,6 +28,16 @@ export function colourOfId(id: string): string {
   return PALETTE[sum % PALETTE.length] as string;
 }
 
+const TRIES = 24; // twice the colours: one that is rare is nearly always among them
+
+/** An id whose own colour few of `others` have, so that objects made one after another can be told apart. */
+export function idOfRareColour(make: () => string, others: readonly string[]): string {
+  const used = others.map(colourOfId);
+  const count = (id: string): number => used.filter((colour) => colour === colourOfId(id)).length;
+  const ids = Array.from({ length: TRIES }, make).map((id) => ({ id, count: count(id) }));
+  return ids.reduce((best, each) => (each.count < best.count ? each : best)).id;
+}
+
 export function rgb(colour: string): [number, number, number] {
   const value = Number.parseInt(colour.slice(1), 16);
   return [(value >> 16) & 255, (value >> 8) & 255, value & 255];

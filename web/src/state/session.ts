@@ -104,6 +104,11 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     store.set({ mode: segmenter.mode, modeReason: segmenter.reason ?? null });
   }
 
+  function whereAnswered(): string {
+    const { mode, modeReason } = store.get();
+    return mode === "server" ? `Clicks are answered by the server. ${modeReason ?? ""}` : "Clicks are answered on this device.";
+  }
+
   function rememberPlace(): void {
     const { projectId, imageId } = store.get();
     if (!persistent()) return;
@@ -176,7 +181,7 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
     };
     try {
       await Promise.all([shown, masks, openModel()]);
-      if (still()) say.status(`${item.name} is ready.`);
+      if (still()) say.status(`${item.name} is ready. ${whereAnswered()}`);
     } catch (error) {
       if (!still()) return;
       store.set({ busy: null });
@@ -215,7 +220,8 @@ export function createProjects(app: App, editing: Editing, finding: Finding): Pr
         store.set({ adding: { done: i, of: pictures.length } });
         try {
           const item = await addOne(file);
-          store.set(({ images }) => ({ images: [...images.filter((image) => image.id !== item.id), item] }));
+          const known = store.get().images.some((image) => image.id === item.id); // the same file again
+          if (!known) store.set(({ images }) => ({ images: [...images, item] }));
           if (!first) {
             first = item.id;
             void openImage(item.id);

@@ -41,7 +41,9 @@ export function createEmpty({ store }: App, projects: Projects, files: Files): H
         ? message || "Is it still running?"
         : adding
           ? ""
-          : "Drop an image here, paste one, or open a folder. Click on a thing and get its exact outline.";
+          : matchMedia("(pointer: coarse)").matches
+            ? "Open images or a folder. Tap a thing and get its exact outline."
+            : "Drop an image here, paste one, or open a folder. Click on a thing and get its exact outline.";
     },
   );
   return element;

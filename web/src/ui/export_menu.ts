@@ -29,7 +29,7 @@ export function createExportMenu(app: App, projects: Projects): HTMLElement {
     format,
     item: menuItem(`export-${format}`, "export", name, hint, () => void save(format)),
   }));
-  const input = h("input", { testid: "import-input", label: "Annotations to import", attrs: { type: "file", accept: ".json,.png,.zip,.geojson", tabindex: -1 } });
+  const input = h("input", { testid: "import-input", label: "Annotations to import", attrs: { type: "file", accept: ".json,.png,.zip,.geojson", hidden: true } });
   const importing = menuItem("import", "folder", "Import annotations", ".json .zip .png", () => {
     popover.close();
     input.click();
@@ -41,7 +41,7 @@ export function createExportMenu(app: App, projects: Projects): HTMLElement {
     note,
     h("div", { class: "menu-list" }, ...items.map(({ item }) => item)),
     h("div", { class: "menu-part" }, importing),
-    h("div", { class: "visually-hidden" }, input),
+    input,
   );
   const popover = attachPopover(trigger, menu, () => {
     const { info, projectId } = store.get();
@@ -92,7 +92,7 @@ export function createExportMenu(app: App, projects: Projects): HTMLElement {
       await projects.reloadAnnotations();
       say.notice([`${imported} annotations imported.`, ...skippedLines(skipped)].join("\n"));
     } catch (error) {
-      say.notice(`Import: ${reasonOf(error)}`);
+      say.notice(`${file.name} was not imported: ${reasonOf(error)}`);
     }
   }
 

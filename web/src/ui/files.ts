@@ -10,10 +10,10 @@ export interface Files {
 }
 
 export function createFiles(projects: Projects): Files {
-  const images = h("input", { testid: "file-input", label: "Images", attrs: { type: "file", multiple: true, accept: "image/*,.tif,.tiff", tabindex: -1 } });
-  const folder = h("input", { testid: "folder-input", label: "Folder", attrs: { type: "file", webkitdirectory: true, multiple: true, tabindex: -1 } });
+  const images = h("input", { testid: "file-input", label: "Images", attrs: { type: "file", multiple: true, accept: "image/*,.tif,.tiff", hidden: true } });
+  const folder = h("input", { testid: "folder-input", label: "Folder", attrs: { type: "file", webkitdirectory: true, multiple: true, hidden: true } });
   const veil = h("div", { class: "drop-veil", attrs: { hidden: true, "aria-hidden": "true" } }, h("div", { class: "drop-card" }, "Drop images or a folder"));
-  const element = h("div", {}, h("div", { class: "visually-hidden" }, images, folder), veil);
+  const element = h("div", {}, images, folder, veil);
 
   images.addEventListener("change", () => {
     void projects.addFiles([...(images.files ?? [])]);

@@ -46,6 +46,11 @@ export function listen(target: HTMLElement, to: Gestures): void {
     return [event.clientX - frame.left, event.clientY - frame.top];
   };
 
+  function firstTwo(): [Point, Point] | null {
+    const [first, second] = [...fingers.values()];
+    return first && second ? [first, second] : null;
+  }
+
   function startDrag(): void {
     clearTimeout(hold);
     mode = "drag";
@@ -93,9 +98,11 @@ export function listen(target: HTMLElement, to: Gestures): void {
     const at = place(event);
     if (mode === "pinch") {
       if (!fingers.has(event.pointerId)) return;
-      const before = [...fingers.values()] as [Point, Point];
+      const before = firstTwo();
       fingers.set(event.pointerId, at);
-      to.pinch(before, [...fingers.values()] as [Point, Point]);
+      const after = firstTwo();
+      // Of two fingers one may have gone already.
+      if (before && after) to.pinch(before, after);
       return;
     }
     if (fingers.has(event.pointerId)) fingers.set(event.pointerId, at);

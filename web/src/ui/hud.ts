@@ -7,7 +7,7 @@ import { button, h, show } from "./dom";
 import { icon } from "./icons";
 import type { Stage } from "./stage";
 
-export function createHud({ store }: App, stage: Stage): HTMLElement {
+export function createHud({ store, say }: App, stage: Stage): HTMLElement {
   const text = h("span", { class: "progress-text" });
   const bar = h("progress", { class: "bar", testid: "progress", label: "Progress", attrs: { max: 1 } });
   const progress = h("div", { class: "progress card" }, text, bar);
@@ -25,6 +25,7 @@ export function createHud({ store }: App, stage: Stage): HTMLElement {
     },
     sameMembers,
   );
+  store.watch((state) => state.busy?.what ?? null, (what) => what && say.status(`${what}.`));
 
   const hint = h("div", { class: "hint", attrs: { "aria-hidden": "true" } });
   store.watch(

@@ -19,6 +19,7 @@ import { listenToKeys } from "./keyboard";
 import { createFindPanel } from "./panel_find";
 import { createObjectsPanel } from "./panel_objects";
 import { createProjectMenu } from "./project_menu";
+import { createSidePanel } from "./side_panel";
 import { createStage } from "./stage";
 import { createStrip } from "./strip";
 import { startTheme } from "./theme";
@@ -36,20 +37,6 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
   const stage = createStage(app, editing, finding);
   const find = createFindPanel(app, finding);
   const objects = createObjectsPanel(app, editing);
-  const panel = h(
-    "aside",
-    { class: "panel", label: "Objects and categories" },
-    find.element,
-    objects.element,
-    createCategoriesPanel(app, categories, editing),
-  );
-  const topbar = createTopbar(app, editing, {
-    project: createProjectMenu(app, projects, files),
-    exporting: createExportMenu(app, projects),
-    nextTheme: theme.next,
-    togglePanel: () => panel.classList.toggle("open"),
-  });
-  const strip = createStrip(app, projects, files, openShelf<Blob>("thumbnails"));
   const view = h(
     "main",
     { class: "view" },
@@ -59,17 +46,15 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
     createChooser(app, editing, stage.photo),
     createEmpty(app, projects, files),
   );
-  root.replaceChildren(topbar, view, panel, strip, files.element, toasts);
-  // On narrow windows the panel lies over the image: a press beside it puts it away and does nothing else.
-  view.addEventListener(
-    "pointerdown",
-    (event) => {
-      if (!panel.classList.contains("open")) return;
-      panel.classList.remove("open");
-      event.stopPropagation();
-    },
-    { capture: true },
-  );
+  const panel = createSidePanel(app, find.element, objects.element, createCategoriesPanel(app, categories, editing));
+  const topbar = createTopbar(app, editing, {
+    project: createProjectMenu(app, projects, files),
+    exporting: createExportMenu(app, projects),
+    nextTheme: theme.next,
+    panel: panel.trigger,
+  });
+  const strip = createStrip(app, projects, files, openShelf<Blob>("thumbnails"));
+  root.replaceChildren(topbar, view, panel.veil, panel.element, strip, files.element, toasts);
 
   listenToKeys({
     app,
@@ -98,6 +83,8 @@ export function startPage(root: HTMLElement, app: App, toasts: HTMLElement, useT
     return image ? `${image.name} · anysam` : "anysam";
   }, (title) => (document.title = title));
 
+  // A link to another project or image, followed in this tab. The page's own changes of its address do not come here.
+  window.addEventListener("hashchange", () => void projects.start());
   window.addEventListener("online", () => void session.outbox?.flush());
   document.addEventListener("visibilitychange", () => {
     if (document.visibilityState === "hidden") void session.outbox?.flush();

@@ -34,7 +34,7 @@ export function createFindPanel(app: App, finding: Finding): FindPanel {
     label: "Granularity",
     attrs: { type: "range", min: 0, max: GRANULARITIES.length - 1, step: 1 },
   });
-  const step = h("output", { class: "note" });
+  const step = h("span", { class: "note", attrs: { "aria-hidden": "true" } }); // the slider says it
   slider.addEventListener("input", () => store.set({ granularity: Number(slider.value) }));
   const everything = button({ class: "button primary wide", testid: "everything", title: "Find everything (G)", press: () => void finding.everything() }, icon("sparkle"), "Find everything");
   const bar = h("progress", { class: "bar", testid: "everything-progress", label: "Finding everything", attrs: { max: 1 } });
@@ -95,7 +95,7 @@ export function createFindPanel(app: App, finding: Finding): FindPanel {
     h("h2", {}, "Find"),
     form,
     reason,
-    h("div", { class: "row spread granularity" }, h("label", { class: "note" }, "Everything"), step),
+    h("div", { class: "row spread granularity" }, h("span", { class: "note" }, "Everything"), step),
     h("div", { class: "slider-row" }, icon("minus"), slider, icon("plus")),
     everything,
     working,

@@ -26,7 +26,7 @@ export function createObjectsPanel(app: App, editing: Editing): ObjectsPanel {
 
   function make(object: SceneObject): HTMLElement {
     const { id } = object;
-    const select = h("select", { class: "object-category", testid: `object-category-${id}`, label: "Category" });
+    const select = h("select", { class: "object-category", testid: `object-category-${id}` });
     select.addEventListener("change", () => editing.setCategory(id, select.value === "" ? null : Number(select.value)));
     return h(
       "li",
@@ -39,7 +39,7 @@ export function createObjectsPanel(app: App, editing: Editing): ObjectsPanel {
       ),
       select,
       button({ class: "icon-button object-eye", testid: `object-visible-${id}`, press: () => editing.toggleHidden(id) }),
-      button({ class: "icon-button", testid: `object-delete-${id}`, label: "Delete object", title: "Delete (Del)", press: () => editing.remove(id) }, icon("trash")),
+      button({ class: "icon-button", testid: `object-delete-${id}`, title: "Delete (Del)", press: () => editing.remove(id) }, icon("trash")),
     );
   }
 
@@ -52,12 +52,15 @@ export function createObjectsPanel(app: App, editing: Editing): ObjectsPanel {
     const facts = [object, place, selected, hidden, state.categories, state.size];
     if (sameMembers(shown.get(row) ?? [], facts)) return;
     shown.set(row, facts);
-    const [main, select, eye] = row.children as unknown as [HTMLButtonElement, HTMLSelectElement, HTMLButtonElement];
+    type Row = [HTMLButtonElement, HTMLSelectElement, HTMLButtonElement, HTMLButtonElement];
+    const [main, select, eye, bin] = row.children as unknown as Row;
     const [swatch, name, area] = main.children as unknown as [HTMLElement, HTMLElement, HTMLElement];
     swatch.style.backgroundColor = colourFor(state, object.id, object.categoryId);
+    const spoken = `Object ${place}`; // names are of categories, which several objects may share
     name.textContent = nameOf(object, place, state.categories);
     area.textContent = state.size ? share(object.area / (state.size[0] * state.size[1])) : "";
     main.setAttribute("aria-pressed", String(selected));
+    main.setAttribute("aria-label", [...new Set([spoken, name.textContent, area.textContent])].filter(Boolean).join(", "));
     row.classList.toggle("selected", selected);
     row.classList.toggle("hidden-object", hidden);
     show(select, selected && state.categories.length > 0);
@@ -68,7 +71,9 @@ export function createObjectsPanel(app: App, editing: Editing): ObjectsPanel {
       row.scrollIntoView?.({ block: "nearest" });
     }
     eye.replaceChildren(icon(hidden ? "eyeOff" : "eye"));
-    eye.setAttribute("aria-label", hidden ? "Show object" : "Hide object");
+    select.setAttribute("aria-label", `Category of ${spoken}`);
+    eye.setAttribute("aria-label", `${hidden ? "Show" : "Hide"} ${spoken}`);
+    bin.setAttribute("aria-label", `Delete ${spoken}`);
     eye.title = hidden ? "Show (H)" : "Hide (H)";
   }
 

@@ -15,19 +15,27 @@ export function attachPopover(trigger: HTMLElement, element: HTMLElement, open: 
   trigger.setAttribute("aria-haspopup", "dialog");
   trigger.setAttribute("aria-expanded", "false");
   document.body.append(element);
-  let closedAt = 0;
+  let wasOpen = false; // at the beginning of a press, which closes it as a press elsewhere does
 
+  const isOpen = (): boolean => element.matches(":popover-open");
+  trigger.addEventListener("pointerdown", () => (wasOpen = isOpen()));
   trigger.addEventListener("click", () => {
-    if (performance.now() - closedAt < 250) return; // this very press has just closed it
+    const closing = wasOpen;
+    wasOpen = false;
+    if (isOpen()) return element.hidePopover();
+    if (closing) return;
     open();
-    element.showPopover();
+    element.showPopover({ source: trigger });
     place(trigger, element);
     element.querySelector<HTMLElement>("[autofocus], button:not(:disabled), input")?.focus();
   });
   element.addEventListener("toggle", (event) => {
     const shown = (event as ToggleEvent).newState === "open";
     trigger.setAttribute("aria-expanded", String(shown));
-    if (!shown) closedAt = performance.now();
+  });
+  element.addEventListener("focusout", ({ relatedTarget }) => {
+    const gone = relatedTarget instanceof Node && !element.contains(relatedTarget);
+    if (gone && isOpen()) element.hidePopover();
   });
   element.addEventListener("keydown", (event) => {
     const step = event.key === "ArrowDown" ? 1 : event.key === "ArrowUp" ? -1 : 0;

@@ -49,7 +49,7 @@ export function createStage(app: App, editing: Editing, finding: Finding): Stage
   function fit(): void {
     const { size, stage } = store.get();
     fitted = true;
-    if (size) store.set({ view: fitView(size, stage, stage[1] < 600 ? 8 : 28) });
+    if (size) store.set({ view: fitView(size, stage, Math.min(...stage) < 600 ? 8 : 28) });
   }
 
   function zoom(factor: number, around?: Point): void {

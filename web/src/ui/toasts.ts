@@ -4,7 +4,8 @@ import type { Say } from "../state/app";
 import { button, h } from "./dom";
 import { icon } from "./icons";
 
-const STAY = 9000; // milliseconds of a notice that asks nothing
+const STAY = 9000; // milliseconds of a notice that asks nothing, and for each letter of it
+const STAY_LETTER = 60;
 const MOST = 4;
 
 export function createToasts(): { readonly say: Say; readonly element: HTMLElement } {
@@ -40,8 +41,14 @@ export function createToasts(): { readonly say: Say; readonly element: HTMLEleme
       );
       notices.append(toast);
       while (notices.children.length > MOST) notices.firstElementChild?.remove();
-      if (!action) setTimeout(close, STAY);
+      if (!action) closeUnread(toast, STAY + STAY_LETTER * text.length);
     },
   };
   return { say, element };
+}
+
+/** Takes a notice away after a while, but not from under the pointer or the focus. */
+function closeUnread(toast: HTMLElement, milliseconds: number): void {
+  const read = (): unknown => (toast.matches(":hover, :focus-within") ? setTimeout(read, STAY) : toast.remove());
+  setTimeout(read, milliseconds);
 }

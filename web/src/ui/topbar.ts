@@ -12,7 +12,7 @@ export interface TopbarParts {
   readonly project: HTMLElement;
   readonly exporting: HTMLElement;
   readonly nextTheme: () => void;
-  readonly togglePanel: () => void;
+  readonly panel: HTMLElement; // opens the panel where it lies over the image
 }
 
 const THEMES: Readonly<Record<Theme, { icon: IconName; name: string }>> = {
@@ -61,13 +61,14 @@ export function createTopbar(app: App, editing: Editing, parts: TopbarParts): HT
     },
     sameMembers,
   );
+  store.watch((state) => state.save.state === "waiting", (waits) => waits && app.say.status("Not saved yet. It is tried again."));
   // "Not saved yet" is shown; what the server refuses for good must be read.
   store.watch((state) => (state.save.state === "failed" ? state.save.error : null), (error) => {
     if (error) app.say.notice(`Not saved: ${error}`, { label: "Try again", run: () => void session.outbox?.flush() });
   });
 
   const modeText = h("span", {});
-  const mode = h("div", { class: "mode", testid: "mode" }, icon("bolt"), modeText);
+  const mode = button({ class: "mode", testid: "mode", press: () => app.say.notice(mode.title) }, icon("bolt"), modeText);
   store.watch(
     (state) => [state.mode, state.modeReason],
     () => {
@@ -75,7 +76,7 @@ export function createTopbar(app: App, editing: Editing, parts: TopbarParts): HT
       show(mode, now !== null);
       modeText.textContent = now === "browser" ? "In your browser" : "On the server";
       mode.dataset["mode"] = now ?? "";
-      mode.title = now === "browser" ? "Clicks are answered on this device." : (modeReason ?? "Clicks are answered by the server.");
+      mode.title = now === "browser" ? "Clicks are answered on this device." : serverReason(modeReason);
     },
     sameMembers,
   );
@@ -86,9 +87,6 @@ export function createTopbar(app: App, editing: Editing, parts: TopbarParts): HT
     theme.title = `Theme: ${THEMES[now].name}`;
     theme.setAttribute("aria-label", theme.title);
   });
-
-  const panel = button({ class: "button panel-toggle", testid: "panel-toggle", label: "Objects", press: parts.togglePanel }, icon("layers"), h("span", { class: "count" }));
-  store.watch((state) => state.scene.objects.length, (n) => ((panel.lastElementChild as HTMLElement).textContent = n > 0 ? String(n) : ""));
 
   return h(
     "header",
@@ -106,8 +104,12 @@ export function createTopbar(app: App, editing: Editing, parts: TopbarParts): HT
       theme,
       button({ class: "icon-button", testid: "help-button", label: "Keyboard shortcuts", title: "Help (?)", press: showHelp }, icon("help")),
     ),
-    panel,
+    parts.panel,
   );
+}
+
+function serverReason(reason: string | null): string {
+  return reason ? `Clicks are answered by the server. ${reason}` : "Clicks are answered by the server.";
 }
 
 function logo(): SVGSVGElement {
