@@ -109,6 +109,7 @@ def test_the_store_counts_each_image_of_a_batch(tmp_path):
     model, network = held_model()
     store = EmbeddingStore(tmp_path)
     store.encode(model, file_of(2))
+    network.encoding.arrived()  # else the first image of the queue would seem to be there already
     network.batches.clear()
     states, _, stats = queued(model, network, 4, encode_batch=4, store=store)
     assert states == ["ready"] * 4
